@@ -1,0 +1,2 @@
+"""Cambrian."""
+__version__ = "0.1.0"

@@ -1,0 +1,62 @@
+"""From raw input to batches: the interfaces; `text` holds what text families share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+class Processor(ABC):
+    """Turns raw input into arrays and back; lives as files in the checkpoint folder. No torch."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path) -> Self:
+        """Read the processor's files; NotFound if they are not there."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the processor's files."""
+
+
+class Batches(Protocol):
+    """Batches by number. `batch(i)` depends on i and the settings alone, so that a run killed
+    at any step goes on with the very batch that the uninterrupted run would have seen."""
+
+    def __len__(self) -> int:
+        """Batches in one pass over the data."""
+        ...
+
+    def batch(self, index: int) -> Arrays:
+        """Batch number `index` >= 0; numbers past one pass go on in a new order."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Data ready for training: the processor, the config that fits it, and the batches.
+
+    `summary` is what the model card and the logs say of the data, JSON-ready.
+    """
+
+    processor: Processor
+    config: Any
+    train: Batches
+    validation: Batches | None
+    summary: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+Prepare = Callable[..., Prepared]
+"""prepare(config, recipe, processor=None) -> Prepared
+
+`config` is the architecture's config, `recipe` the run's Recipe, `processor` the one to go on
+with where training starts from a checkpoint; the returned config fits the processor.
+"""

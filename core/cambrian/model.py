@@ -1,0 +1,81 @@
+"""The Model interface: a module that says how it is trained and what of it is deployed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cambrian.artifact import Signature
+from cambrian.runtime import Array
+
+Batch = Mapping[str, Tensor]
+Losses = Mapping[str, Tensor]  # scalars; "loss" is what is minimised, the rest is logged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """One optimizer update of a training step.
+
+    The parameters of `module` move by the gradient of `loss(batch)["loss"]`; all others are
+    frozen meanwhile. It happens in every `every`-th step. `optimizer` overrides fields of the
+    run's OptimizerConfig for this update alone.
+    """
+
+    name: str
+    module: nn.Module
+    loss: Callable[[Batch], Losses]
+    every: int = 1
+    optimizer: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A computation worth deploying.
+
+    `module` takes the signature's inputs by keyword and returns its outputs in order, as a tuple.
+    """
+
+    name: str
+    module: nn.Module
+    signature: Signature
+
+
+@dataclass(frozen=True)
+class Case:
+    """A check that an export equals its model: calls of graphs, in order, as (graph, inputs).
+
+    Each call receives the state that the calls before it left, and every output that is no state
+    is compared. Inputs that are state are never given.
+    """
+
+    name: str
+    calls: tuple[tuple[str, Mapping[str, Array]], ...]
+
+
+class Model(nn.Module, ABC):
+    """A network of one architecture, built from its config alone: `Model(config)`."""
+
+    @abstractmethod
+    def updates(self) -> Sequence[Update]:
+        """The optimizer updates of one training step, in order."""
+
+    @abstractmethod
+    def graphs(self) -> Sequence[Graph]:
+        """The computations worth deploying, over this model's own parameters."""
+
+    @abstractmethod
+    def cases(self) -> Iterable[Case]:
+        """The sweep that proves an export: batch sizes, lengths, padding, cold and cached."""
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Losses:
+        """Metrics of a held-out batch, each a mean over its rows: by default the losses."""
+        losses: dict[str, Tensor] = {}
+        for update in self.updates():
+            losses |= update.loss(batch)
+        return losses

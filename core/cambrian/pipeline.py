@@ -1,0 +1,41 @@
+"""The Pipeline interface: one task, from what a person gives to what a person wants.
+
+A pipeline talks to a `Session` and a `Processor` in numpy alone, so that the same code serves
+torch, ONNX Runtime and whatever engine a plugin brings.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from cambrian.data import Processor
+from cambrian.runtime import Array, Session
+
+
+class Pipeline(ABC):
+    """One task on any engine. `options` is a frozen dataclass of what a call may vary."""
+
+    options: ClassVar[type[Any]]
+
+    def __init__(
+        self, session: Session, processor: Processor, config: Any, defaults: Any | None = None
+    ) -> None:
+        """`config` is the architecture's config, `defaults` the options unless a call differs."""
+        self.session = session
+        self.processor = processor
+        self.config = config
+        self.defaults = self.options() if defaults is None else defaults
+
+    @abstractmethod
+    def __call__(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
+        """One result (JSON-ready) for each input."""
+
+    def stream(self, item: Any, **options: Any) -> Iterator[str]:
+        """The result of one input in pieces, as they come; by default in one piece."""
+        yield str(self([item], **options)[0])
+
+    @abstractmethod
+    def probe(self) -> Mapping[str, Array]:
+        """A small deterministic job whose integer results must be equal on every engine."""
