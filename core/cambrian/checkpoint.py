@@ -174,8 +174,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         if names is not None and (lost := names - held.keys()):
             raise BrokenFile(f"{file} lacks '{min(lost)}', which {INDEX} says it holds.")
         tensors |= held
-    floating = {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in tensors.items()}
-    return floating
+    return {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in tensors.items()}
 
 
 def shards(folder: Path) -> dict[Path, set[str] | None]:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def read_json(path: Path, limit: int = 16 << 20) -> dict[str, Any]:
 
 
 @contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
+def staged_folder(target: Path) -> Generator[Path]:
     """Yield a temporary folder that takes `target`'s place if the block ends well.
 
     If the block fails nothing is left behind, unless it moved the folder elsewhere itself.

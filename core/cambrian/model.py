@@ -74,7 +74,10 @@ class Model(nn.Module, ABC):
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:
-        """Metrics of a held-out batch, each a mean over its rows: by default the losses."""
+        """Metrics of a held-out batch, each a mean: by default the losses.
+
+        "count", if given, is what the means are over (labels, say); otherwise it is the rows.
+        """
         losses: dict[str, Tensor] = {}
         for update in self.updates():
             losses |= update.loss(batch)

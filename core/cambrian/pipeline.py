@@ -28,6 +28,11 @@ class Pipeline(ABC):
         self.config = config
         self.defaults = self.options() if defaults is None else defaults
 
+    @classmethod
+    def default_options(cls, config: Any) -> Any:
+        """The options that suit a model of this config; saved as generation_config.json."""
+        return cls.options()
+
     @abstractmethod
     def __call__(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
         """One result (JSON-ready) for each input."""

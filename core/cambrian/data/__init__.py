@@ -45,13 +45,16 @@ class Batches(Protocol):
 class Prepared:
     """Data ready for training: the processor, the config that fits it, and the batches.
 
-    `summary` is what the model card and the logs say of the data, JSON-ready.
+    `summary` is what the model card and the logs say of the data, JSON-ready. Throughput is
+    counted in `unit`s, of which a row of a batch holds `units_per_row`.
     """
 
     processor: Processor
     config: Any
     train: Batches
     validation: Batches | None
+    unit: str = "rows"
+    units_per_row: int = 1
     summary: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 

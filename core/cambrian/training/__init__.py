@@ -1,0 +1,50 @@
+"""The Trainer interface: what a way of fitting is given, and what it must keep."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cambrian.config import Recipe
+from cambrian.data import Prepared
+from cambrian.model import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A model to fit.
+
+    folder: where the trainer keeps its state, its metrics and its curve; `fit` goes on from
+        whatever state it finds there.
+    publish: write the model, as it is now, as the run's result.
+    report: told of progress: a mapping with "step", "steps" and metrics.
+    stop: asked after each step; True means save and return.
+    """
+
+    model: Model
+    data: Prepared
+    recipe: Recipe
+    folder: Path
+    publish: Callable[[Model], None]
+    report: Callable[[Mapping[str, Any]], None] = lambda event: None
+    stop: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a fit ended: after `step` steps, complete or stopped, with these figures."""
+
+    step: int
+    complete: bool
+    metrics: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Trainer(ABC):
+    """A way to fit a model to data."""
+
+    @abstractmethod
+    def fit(self, job: Job) -> Outcome:
+        """Train; CambrianError where the loss stops being finite or the disk fails."""

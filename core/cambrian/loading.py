@@ -1,0 +1,109 @@
+"""From a name to something that runs: checkpoints and pipelines."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cambrian import hub
+from cambrian.artifact import MANIFEST, Artifact
+from cambrian.checkpoint import CONFIG, GENERATION, Checkpoint, read_config
+from cambrian.config import update
+from cambrian.errors import CambrianError, NotFound, UsageError, nearest
+from cambrian.files import read_json
+from cambrian.registry import Registry, Resolved, load_registry
+from cambrian.specs import ModelSpec, RuntimeSpec
+
+if TYPE_CHECKING:
+    from cambrian.data import Processor
+    from cambrian.pipeline import Pipeline
+    from cambrian.runtime import Session
+
+
+def open_checkpoint(target: str | Path, registry: Registry | None = None) -> Checkpoint:
+    """Open a checkpoint by folder, by the name of an entry with weights, or by hf:// address."""
+    registry = registry or load_registry()
+    return checkpoint_of(registry.resolve(str(target)), registry, str(target))
+
+
+def checkpoint_of(resolved: Resolved, registry: Registry, target: str) -> Checkpoint:
+    """The checkpoint that a target stands for; UsageError if it has no weights yet."""
+    if resolved.folder is not None:
+        return Checkpoint.open(resolved.folder, registry.models.values())
+    if resolved.uri is None:
+        raise UsageError(
+            f"'{target}' has no weights yet; train it first: cambrian train {target} -o FOLDER."
+        )
+    entry = resolved.entry
+    folder = hub.fetch(resolved.uri, entry.files if entry is not None else None)
+    if resolved.spec is None or entry is None:
+        return Checkpoint.open(folder, registry.models.values())
+    # A Hub repository may leave things unsaid that the entry knows.
+    description = read_json(folder / CONFIG)
+    config = read_config(description, resolved.spec, folder / CONFIG)
+    config = update(config, entry.config, f"entry '{entry.name}'")
+    return Checkpoint(folder, resolved.spec, config, description)
+
+
+def load(target: str | Path, *, device: str = "auto", runtime: str | None = None) -> Pipeline:
+    """Return a pipeline, ready to call: of an exported folder, a checkpoint, or a named model.
+
+    An exported folder runs on the runtime that its format names and needs no torch.
+    """
+    registry = load_registry()
+    resolved = registry.resolve(str(target))
+    if resolved.folder is not None and (resolved.folder / MANIFEST).is_file():
+        folder = resolved.folder
+        manifest = Artifact.open(folder).manifest
+        spec, kind = architecture(registry, manifest.architecture), manifest.format
+        config = read_config(read_json(folder / CONFIG), spec, folder / CONFIG)
+    else:
+        checkpoint = checkpoint_of(resolved, registry, str(target))
+        folder, spec, config, kind = (
+            checkpoint.path,
+            checkpoint.spec,
+            checkpoint.config,
+            "safetensors",
+        )
+    engine = choose_runtime(registry, kind, runtime).runtime.load()()
+    session = engine.open(folder, device)
+    processor = spec.processor.load().load(folder)
+    return make_pipeline(spec, config, folder, processor, session)
+
+
+def make_pipeline(
+    spec: ModelSpec, config: Any, folder: Path, processor: Processor, session: Session
+) -> Pipeline:
+    """Build the pipeline with the options that the folder's generation_config.json sets."""
+    kind = spec.pipeline.load()
+    options = kind.default_options(config)
+    file = folder / GENERATION
+    saved = read_json(file) if file.is_file() else {}
+    known = {f.name for f in dataclasses.fields(options)}
+    kept = {k: v for k, v in saved.items() if k in known and v is not None}
+    return kind(session, processor, config, update(options, kept, str(file)))
+
+
+def architecture(registry: Registry, name: str) -> ModelSpec:
+    """The architecture of this name; NotFound says what is nearest."""
+    spec = registry.models.get(name)
+    if spec is None:
+        raise NotFound(
+            f"No plugin provides the architecture '{name}'.{nearest(name, registry.models)} "
+            "See `cambrian plugins`."
+        )
+    return spec
+
+
+def choose_runtime(registry: Registry, kind: str, name: str | None = None) -> RuntimeSpec:
+    """The runtime that opens a format: the named one, or the first that does."""
+    able = {spec.name: spec for spec in registry.runtimes.values() if kind in spec.formats}
+    if name is not None and name not in able:
+        raise UsageError(
+            f"Runtime '{name}' does not open {kind} folders.{nearest(name, able)} "
+            f"These do: {', '.join(able) or 'none'}."
+        )
+    if not able:
+        raise CambrianError(f"No installed runtime opens {kind} folders; see `cambrian plugins`.")
+    return able[name] if name is not None else next(iter(able.values()))

@@ -1,0 +1,293 @@
+"""A run: from a name and settings to a trained checkpoint, and on from where one stopped.
+
+OUT/         the checkpoint: the best by held-out loss, or the last without held-out data
+OUT/train/   run.json, recipe.toml, data.json, metrics.jsonl, loss.svg, step-NNNNNNNN/
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import tomli_w
+
+import cambrian
+from cambrian.card import checkpoint_card
+from cambrian.checkpoint import GENERATION, WEIGHTS, Checkpoint, save_description, save_weights
+from cambrian.config import Changes, Recipe, apply, as_changes, parse_settings, read_changes
+from cambrian.errors import CambrianError, NotFound, UsageError, nearest
+from cambrian.files import read_json, require_free, write_bytes, write_json
+from cambrian.loading import checkpoint_of, open_checkpoint
+from cambrian.registry import Registry, load_registry
+from cambrian.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from cambrian.model import Model
+    from cambrian.training import Outcome, Trainer
+
+TRAIN = "train"
+RUN = "run.json"
+RECIPE = "recipe.toml"
+DATA = "data.json"
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+def silent(event: Mapping[str, Any]) -> None:
+    """Report nothing."""
+
+
+def never() -> bool:
+    """Do not stop."""
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A finished or stopped run: its checkpoint (None if nothing was published) and figures."""
+
+    folder: Path
+    checkpoint: Checkpoint | None
+    complete: bool
+    step: int
+    metrics: Mapping[str, Any]
+
+
+def train(
+    target: str | Path,
+    out: str | Path,
+    *,
+    data: Sequence[str] = (),
+    validation: Sequence[str] = (),
+    config: str | Path | None = None,
+    settings: Sequence[str] | Changes = (),
+    trainer: str = "loop",
+    force: bool = False,
+    report: Report = silent,
+    stop: Callable[[], bool] = never,
+) -> Trained:
+    """Train `target` into the folder `out`.
+
+    An architecture, or an entry without weights, is trained from scratch; anything with weights
+    is trained further. `settings` are "key=value" in TOML syntax or changes by section, stronger
+    than the file `config`, which is stronger than the recipe.
+    """
+    out = Path(out)
+    registry = load_registry()
+    require_free(out, force, "give another folder, --force to replace it, or --resume to go on.")
+    start = settle(registry, str(target), data, validation, config, settings)
+    record = {"target": start.target, "trainer": trainer, "architecture": start.spec.name}
+    if force:
+        remove_run(out)
+    recipe = tomli_w.dumps(as_changes(start.config, start.recipe))
+    write_bytes(out / TRAIN / RECIPE, recipe.encode())
+    write_json(out / TRAIN / RUN, record)
+    return fit(registry, start, out, trainer, report, stop)
+
+
+def resume(
+    out: str | Path, *, report: Report = silent, stop: Callable[[], bool] = never
+) -> Trained:
+    """Go on with a run that was stopped or killed, from its last saved state."""
+    out = Path(out)
+    if not (out / TRAIN / RUN).is_file() or not (out / TRAIN / RECIPE).is_file():
+        raise NotFound(
+            f"{out} holds no run to resume; start one with cambrian train NAME -o {out}."
+        )
+    registry = load_registry()
+    record = read_json(out / TRAIN / RUN)
+    start = settle(registry, record["target"], (), (), out / TRAIN / RECIPE, ())
+    return fit(registry, start, out, record["trainer"], report, stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a run starts from, with every setting decided."""
+
+    target: str
+    spec: ModelSpec
+    config: Any
+    recipe: Recipe
+    checkpoint: Checkpoint | None
+
+
+def settle(
+    registry: Registry,
+    target: str,
+    data: Sequence[str],
+    validation: Sequence[str],
+    file: str | Path | None,
+    settings: Sequence[str] | Changes,
+) -> Start:
+    """Decide a run's settings, weakest first."""
+    resolved = registry.resolve(target)
+    checkpoint = None
+    if resolved.folder is not None or resolved.uri is not None:
+        checkpoint = checkpoint_of(resolved, registry, target)
+        spec, config, recipe = checkpoint.spec, checkpoint.config, checkpoint.spec.recipe
+        if resolved.entry is not None:
+            _, recipe = registry.settings(resolved)
+    else:
+        config, recipe = registry.settings(resolved)
+        spec = resolved.spec
+        assert spec is not None  # what is neither a folder nor an address has an architecture
+    if file is not None:
+        config, recipe = apply(config, recipe, read_changes(Path(file)), str(file))
+    changes = (
+        settings if isinstance(settings, Mapping) else parse_settings(settings, config, recipe)
+    )
+    config, recipe = apply(config, recipe, changes, "--set")
+    sources = {
+        key: [absolute(source) for source in value]
+        for key, value in (("source", data), ("validation", validation))
+        if value
+    }
+    if sources:
+        config, recipe = apply(config, recipe, {"data": sources}, "--data")
+    if resolved.folder is not None:
+        target = str(resolved.folder.resolve())
+    return Start(target=target, spec=spec, config=config, recipe=recipe, checkpoint=checkpoint)
+
+
+def absolute(source: str) -> str:
+    """Make a path absolute, so that a run can be resumed from elsewhere; leave names alone."""
+    path = Path(source)
+    is_path = path.exists() or any(char in source for char in "*?[")
+    return str(path.absolute()) if is_path and source != "-" else source
+
+
+def fit(
+    registry: Registry,
+    start: Start,
+    out: Path,
+    trainer: str,
+    report: Report,
+    stop: Callable[[], bool],
+) -> Trained:
+    """Prepare the data, build the model and hand both to the trainer."""
+    import torch
+
+    from cambrian.training import Job
+
+    spec, recipe = start.spec, start.recipe
+    fitter = choose_trainer(registry, trainer)
+    processor = start.checkpoint.processor() if start.checkpoint is not None else None
+    prepared = spec.data.load()(start.config, recipe, processor=processor)
+    require_same_data(out, prepared.summary)
+    config = prepared.config
+    save_description(out, spec, config, prepared.processor, cambrian.__version__)
+    save_generation(out, spec, config)
+    if start.checkpoint is not None:
+        model = dataclasses.replace(start.checkpoint, config=config).model()
+    else:
+        torch.manual_seed(recipe.train.seed)
+        model = spec.model.load()(config)
+
+    def publish(model: Model) -> None:
+        save_weights(out, spec, config, model)
+
+    job = Job(
+        model=model,
+        data=prepared,
+        recipe=recipe,
+        folder=out / TRAIN,
+        publish=publish,
+        report=report,
+        stop=stop,
+    )
+    outcome = fitter.fit(job)
+    return conclude(registry, start, out, prepared.summary, outcome)
+
+
+def remove_run(out: Path) -> None:
+    """Remove what an earlier run left: its weights and its state."""
+    (out / WEIGHTS).unlink(missing_ok=True)
+    shutil.rmtree(out / TRAIN, ignore_errors=True)
+
+
+def save_generation(out: Path, spec: ModelSpec, config: Any) -> None:
+    """Write the pipeline's options that this model sets, for other tools to read too."""
+    options = msgspec.to_builtins(spec.pipeline.load().default_options(config))
+    plain = msgspec.to_builtins(spec.pipeline.load().options())
+    chosen = {k: v for k, v in options.items() if v is not None and v != plain[k]}
+    write_json(out / GENERATION, chosen)
+
+
+def choose_trainer(registry: Registry, name: str) -> Trainer:
+    """Load and make the trainer of this name."""
+    spec = registry.trainers.get(name)
+    if spec is None:
+        raise UsageError(
+            f"No trainer is called '{name}'.{nearest(name, registry.trainers)} "
+            f"There are: {', '.join(registry.trainers)}."
+        )
+    return spec.trainer.load()()
+
+
+def require_same_data(out: Path, summary: Mapping[str, Any]) -> None:
+    """Record what the run trains on; a resumed run must find the same."""
+    file = out / TRAIN / DATA
+    now = msgspec.to_builtins(summary)
+    content = now.get("content")
+    if file.is_file() and read_json(file).get("content") != content:
+        raise CambrianError(
+            f"The data of {out} has changed since the run began, so it cannot go on exactly; put "
+            "the data back, or start a new run from this folder's weights."
+        )
+    write_json(file, now)
+
+
+def conclude(
+    registry: Registry, start: Start, out: Path, data: Mapping[str, Any], outcome: Outcome
+) -> Trained:
+    """Write the card and open what was trained."""
+    command = f"cambrian train {Path(start.target).name} --config train/recipe.toml -o FOLDER"
+    card = checkpoint_card(start.spec, out.resolve().name, data, outcome.metrics, command)
+    write_bytes(out / "README.md", card.encode())
+    published = (out / WEIGHTS).is_file()
+    return Trained(
+        folder=out,
+        checkpoint=Checkpoint.open(out, registry.models.values()) if published else None,
+        complete=outcome.complete,
+        step=outcome.step,
+        metrics=outcome.metrics,
+    )
+
+
+def evaluate(
+    target: str | Path,
+    *,
+    data: Sequence[str] = (),
+    settings: Sequence[str] | Changes = (),
+    device: str = "auto",
+) -> dict[str, float]:
+    """Measure a checkpoint on held-out data: what `data` names, whole, or else the held-out part
+    of the data that the checkpoint's run, or its recipe, names."""
+    from cambrian.training.device import choose_device
+    from cambrian.training.loop import mean_metrics, to_device
+
+    registry = load_registry()
+    checkpoint = open_checkpoint(target, registry)
+    file = checkpoint.path / TRAIN / RECIPE
+    changes = (
+        {k: v for k, v in read_changes(file).items() if k != "model"} if file.is_file() else {}
+    )
+    config, recipe = apply(checkpoint.config, checkpoint.spec.recipe, changes, str(file))
+    given = settings if isinstance(settings, Mapping) else parse_settings(settings, config, recipe)
+    config, recipe = apply(config, recipe, given, "--set")
+    if data:
+        sources = [absolute(source) for source in data]
+        config, recipe = apply(config, recipe, {"data": {"validation": sources}}, "--data")
+    prepared = checkpoint.spec.data.load()(config, recipe, processor=checkpoint.processor())
+    if prepared.validation is None:
+        raise UsageError("There is no held-out data to evaluate on; name some with --data.")
+    where = choose_device(device)
+    model = checkpoint.model().to(where)
+    held_out = prepared.validation
+    batches = (to_device(held_out.batch(i), where) for i in range(len(held_out)))
+    return mean_metrics(model, batches)

@@ -1,0 +1,91 @@
+"""The copy of the model that computes.
+
+In float32 it is the model itself. In bfloat16 it is a copy whose weights are cast from the
+float32 master weights after each step: its matrix products run in bfloat16 without a cast inside
+the step, which autocast does again and again, and the optimizer never sees a rounded weight
+(Micikevicius et al. 2018, "Mixed Precision Training", section 3.1).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cambrian.model import Batch, Losses, Model
+
+
+class Worker:
+    """Computes the losses of a model's updates and leaves their gradients on the model."""
+
+    def __init__(self, model: Model, dtype: torch.dtype, compiled: bool) -> None:
+        self.master = model
+        self.copied = dtype is not torch.float32
+        self.model = reduced_copy(model, dtype) if self.copied else model
+        self.pairs = list(zip(model.parameters(), self.model.parameters(), strict=True))
+        self.updates = list(self.model.updates())
+        self.losses: list[Callable[[Batch], Losses]] = [u.loss for u in self.updates]
+        if compiled:
+            self.losses = [torch.compile(loss) for loss in self.losses]
+
+    def gradients(
+        self, index: int, batches: Sequence[Batch], movable: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Add up the gradients of update `index` over micro-batches; return the mean losses.
+
+        `movable` are the master parameters that the update moves; the others do not require
+        gradients meanwhile.
+        """
+        chosen = {id(p) for p in movable}
+        if len(self.updates) > 1:
+            for master, own in self.pairs:
+                own.requires_grad_(id(master) in chosen)
+        pairs = [(m, w) for m, w in self.pairs if id(m) in chosen]
+        for master, own in pairs:
+            master.grad = own.grad = None
+        total: dict[str, Tensor] = {}
+        for batch in batches:
+            losses = self.losses[index](batch)
+            (losses["loss"] / len(batches)).backward()
+            self._deliver(pairs)
+            for name, value in losses.items():
+                share = value.detach().float() / len(batches)
+                total[name] = total[name] + share if name in total else share
+        return total
+
+    def _deliver(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Move the copy's gradients to the master, where they add up in float32."""
+        if not self.copied:
+            return
+        with torch.no_grad():
+            for master, own in pairs:
+                if own.grad is None:
+                    continue
+                if master.grad is None:
+                    master.grad = own.grad.to(master.dtype)
+                else:
+                    master.grad += own.grad
+                own.grad = None
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Cast the master's weights into the copy."""
+        if self.copied:
+            for master, own in self.pairs:
+                own.copy_(master)
+
+
+def reduced_copy(model: Model, dtype: torch.dtype) -> Model:
+    """A copy with weights in `dtype` that shares the model's buffers in their own precision."""
+    reduced = copy.deepcopy(model).to(dtype)
+    for own, master in zip(reduced.modules(), model.modules(), strict=True):
+        for name, buffer in named_buffers(master):
+            setattr(own, name, buffer)
+    return reduced.train(model.training)
+
+
+def named_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The buffers of this very module, not of its children."""
+    return list(module.named_buffers(recurse=False))
