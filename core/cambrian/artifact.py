@@ -2,22 +2,26 @@
 
     manifest.json   golden.safetensors   the graphs' files   config.json, processor files, README.md
 
+An export that failed its verification has rejected.json in place of manifest.json, so that
+nothing opens it by mistake.
+
 Nothing here imports torch: an artifact describes itself to whatever engine opens it.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
 
 from cambrian.errors import BrokenFile, NotFound
+from cambrian.files import read_json, sha256, write_json
 
 MANIFEST = "manifest.json"
+REJECTED = "rejected.json"
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,10 @@ class Manifest:
     receipt: Mapping[str, Any]
     cambrian: str
 
+    def write(self, file: Path) -> None:
+        """Write the manifest as `file`."""
+        write_json(file, msgspec.to_builtins(self))
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -81,10 +89,28 @@ class Artifact:
         if not file.is_file():
             raise NotFound(f"{path} is not an exported folder: it has no {MANIFEST}.")
         try:
-            manifest = msgspec.convert(json.loads(file.read_text("utf-8")), Manifest)
-        except (ValueError, msgspec.ValidationError) as error:
+            manifest = msgspec.convert(read_json(file), Manifest)
+        except msgspec.ValidationError as error:
             raise BrokenFile(f"{file} is malformed ({error}). Export the model again.") from error
+        for name in [*manifest.files, *(graph.file for graph in manifest.graphs.values())]:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise BrokenFile(f"{file} names '{name}', which lies outside the folder.")
         return cls(path, manifest)
+
+    def check(self) -> None:
+        """Compare every file with the manifest; BrokenFile names the first that differs."""
+        for name in [graph.file for graph in self.manifest.graphs.values()]:
+            if name not in self.manifest.files:
+                raise BrokenFile(f"{self.path / MANIFEST} has no hash of {name}. Export again.")
+        for name, expected in self.manifest.files.items():
+            file = self.path / name
+            if not file.is_file():
+                raise BrokenFile(f"{file} is missing. Copy it again, or export the model again.")
+            if sha256(file) != expected:
+                raise BrokenFile(
+                    f"{file} is not the file that was exported: its sha256 differs from the one "
+                    f"in {MANIFEST}. Copy it again, or export the model again."
+                )
 
 
 def resolve_shape(shape: tuple[int | str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:

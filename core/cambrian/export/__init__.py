@@ -1,0 +1,49 @@
+"""Export: a model's graphs in another format, proved equal to the model before anyone sees them.
+
+This module and `golden` import no torch: what is exported is verified where torch is not.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cambrian.artifact import GraphFile
+from cambrian.export.golden import verify_artifact
+
+if TYPE_CHECKING:
+    from cambrian.export.flow import export_model
+    from cambrian.model import Model
+
+__all__ = ["Exporter", "export_model", "verify_artifact"]
+
+
+class Exporter(ABC):
+    """Writes one file format.
+
+    `distributions` are the packages whose versions a receipt records.
+    """
+
+    distributions: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def refuses(self, model: Model, precision: str) -> str | None:
+        """Why this model cannot be written in this precision, or None if it can."""
+
+    @abstractmethod
+    def export(self, model: Model, folder: Path, *, precision: str) -> dict[str, GraphFile]:
+        """Write every graph of `model` (float32, eval mode; left unchanged) below `folder`."""
+
+    @abstractmethod
+    def stamp(self, folder: Path, graphs: Mapping[str, GraphFile], facts: Mapping[str, str]) -> None:
+        """Write `facts` (origin, receipt) into the graphs' files, where the format has room."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "export_model":
+        from cambrian.export.flow import export_model
+
+        return export_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

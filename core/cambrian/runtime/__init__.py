@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,13 @@ State = Mapping[str, Any]  # keyed by the input it feeds; the values belong to t
 class Session(ABC):
     """Graphs, ready to run on one device.
 
-    `provider` names what really computes, for instance "torch cpu" or "CPUExecutionProvider".
+    `provider` names what really computes, for instance "torch cpu" or "CPUExecutionProvider";
+    `settings` say how, for the receipts.
     """
 
     provider: str
     signatures: Mapping[str, Signature]
+    settings: Mapping[str, str | int] = MappingProxyType({})
 
     @abstractmethod
     def run(

@@ -1,0 +1,225 @@
+"""Golden vectors: what the model computed when it was exported, for engines to be held to later.
+
+golden.safetensors keeps each case's inputs and, of every output, SAMPLES elements, the largest
+element of its last rows, its shape and its magnitude; the index lies in the file's own header.
+Nothing here imports torch: an exported folder is verified wherever it runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from cambrian.artifact import Artifact
+from cambrian.errors import BrokenFile, CambrianError, Rejected
+from cambrian.export.parity import (
+    BuildPipeline,
+    Progress,
+    Result,
+    compare,
+    compare_probes,
+    fit_dtypes,
+    receipt,
+    tolerance_for,
+    verdict,
+    worst_of,
+)
+from cambrian.runtime import Array, Session
+
+if TYPE_CHECKING:
+    from cambrian.model import Case
+    from cambrian.specs import RuntimeSpec
+
+GOLDEN = "golden.safetensors"
+SAMPLES = 1024
+INPUT_LIMIT = 1 << 20  # bytes; a case with larger inputs is checked at export only
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output's shape and largest magnitude, to scale the tolerance by."""
+
+    shape: tuple[int, ...]
+    largest: float
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a graph: the names of its inputs and its outputs."""
+
+    graph: str
+    inputs: tuple[str, ...]
+    outputs: Mapping[str, Output]
+
+
+@dataclass(frozen=True)
+class Index:
+    """The cases by name, in order, and the names of the probe's results."""
+
+    cases: Mapping[str, tuple[Call, ...]] = field(default_factory=dict[str, tuple[Call, ...]])
+    probe: tuple[str, ...] = ()
+
+
+class Recorder:
+    """Collects golden vectors while the cases run; `observe` is `sweep`'s observer."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Array] = {}
+        self.cases: dict[str, tuple[Call, ...]] = {}
+
+    def observe(self, case: Case, number: int, outputs: Mapping[str, Array]) -> None:
+        """Keep what is needed of one call; `outputs` are the reference's."""
+        if sum(value.nbytes for _, inputs in case.calls for value in inputs.values()) > INPUT_LIMIT:
+            return
+        graph, inputs = case.calls[number]
+        for name, value in inputs.items():
+            self.tensors[_key(case.name, number, "input", name)] = np.asarray(value, order="C")
+        kept: dict[str, Output] = {}
+        for name, value in outputs.items():
+            kept[name] = Output(value.shape, float(np.abs(value).max()) if value.size else 0.0)
+            self.tensors[_key(case.name, number, "sample", name)] = sample(value, case.name, name)
+            self.tensors[_key(case.name, number, "largest", name)] = last_choices(value)
+        call = Call(graph, tuple(inputs), kept)
+        self.cases[case.name] = (*self.cases.get(case.name, ()), call)
+
+    def write(self, file: Path, probe: Mapping[str, Array]) -> None:
+        """Write everything, with the reference's answer to the pipeline's probe."""
+        tensors = {**self.tensors, **{f"probe/{name}": np.array(x) for name, x in probe.items()}}
+        index = msgspec.to_builtins(Index(self.cases, tuple(probe)))
+        file.write_bytes(save(tensors, {"index": json.dumps(index)}))
+
+
+def sample(value: Array, case: str, name: str) -> Array:
+    """At most SAMPLES elements of `value`, chosen by Philox from the names."""
+    if value.size <= SAMPLES:
+        return np.array(value).reshape(-1)
+    key = np.frombuffer(hashlib.sha256(f"{case}/{name}".encode()).digest()[:16], np.uint64)
+    # The generator's raw words are the same in every version of numpy; its integers() may change.
+    chosen = np.random.Philox(key=key).random_raw(SAMPLES) % np.uint64(value.size)
+    return value.reshape(-1)[chosen.astype(np.int64)]
+
+
+def last_choices(value: Array) -> Array:
+    """The index of the largest element along the last axis, of the last rows: at (B, S, V) B."""
+    if value.ndim == 0 or value.size == 0:
+        return np.zeros(0, np.int64)
+    return np.asarray(_last_rows(value).argmax(-1).astype(np.int64).reshape(-1)[:SAMPLES])
+
+
+def _last_rows(value: Array) -> Array:
+    rows = value[..., -1, :] if value.ndim >= 3 else value
+    return rows.reshape(-1, rows.shape[-1])
+
+
+def _key(case: str, number: int, kind: str, name: str) -> str:
+    return f"{case}/{number}/{kind}/{name}"
+
+
+def read_golden(file: Path) -> tuple[Index, dict[str, Array]]:
+    """Read the index and the tensors; BrokenFile if the file is malformed or incomplete."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            index = msgspec.convert(json.loads(opened.metadata()["index"]), Index)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BrokenFile(f"{file} is no file of golden vectors ({error}).") from error
+    return index, tensors
+
+
+def verify_artifact(
+    folder: Path,
+    runtime: RuntimeSpec,
+    device: str = "auto",
+    *,
+    build: BuildPipeline | None = None,
+    progress: Progress = lambda name: None,
+) -> dict[str, Any]:
+    """Hold an exported folder to its golden vectors on this machine's engine and device.
+
+    `build` makes the pipeline whose probe is repeated. Returns the receipt; BrokenFile where a
+    file is not the exported one, Rejected where the files are right but the numbers are not.
+    """
+    artifact = Artifact.open(folder)
+    artifact.check()
+    recorded = artifact.manifest.receipt.get("limit")
+    limit = tolerance_for(artifact.manifest.precision, recorded)
+    index, tensors = read_golden(folder / GOLDEN)
+    session = runtime.runtime.load()().open(folder, device)
+    try:
+        results = [
+            _repeat(name, calls, tensors, session, limit, progress)
+            for name, calls in index.cases.items()
+        ]
+        probe = None
+        if build is not None:
+            want = {name: tensors[f"probe/{name}"] for name in index.probe}
+            probe = compare_probes(want, build(session).probe())
+        if problem := verdict(results, probe):
+            raise Rejected(
+                f"{folder} does not compute on {session.provider} what its model computed: "
+                f"{problem}. Do not use it on this device; export the model again."
+            )
+        return receipt(results, probe, session, limit)
+    except KeyError as error:
+        raise BrokenFile(f"{folder / GOLDEN} lacks {error}. Export the model again.") from error
+    finally:
+        session.close()
+
+
+def _repeat(
+    name: str,
+    calls: Sequence[Call],
+    tensors: Mapping[str, Array],
+    session: Session,
+    limit: float,
+    progress: Progress,
+) -> Result:
+    progress(name)
+    found: list[Result] = []
+    state = None
+    for number, call in enumerate(calls):
+        inputs = {key: tensors[_key(name, number, "input", key)] for key in call.inputs}
+        try:
+            fitted = fit_dtypes(inputs, session.signatures[call.graph])
+            outputs, state = session.run(call.graph, fitted, state)
+        except CambrianError as error:
+            return Result(name=name, problem=str(error))
+        for key, output in call.outputs.items():
+            stored = tensors[_key(name, number, "sample", key)]
+            choices = tensors[_key(name, number, "largest", key)]
+            found.append(_hold(name, key, output, outputs[key], stored, choices, limit))
+    return worst_of(name, found)
+
+
+def _hold(
+    case: str, key: str, expected: Output, value: Array, stored: Array, choices: Array, limit: float
+) -> Result:
+    """Compare an output with what is kept of it."""
+    if value.shape != expected.shape:
+        return Result(name=key, problem=f"has shape {value.shape}, not {expected.shape}")
+    if value.dtype.kind != "f":
+        return compare(key, stored, sample(value, case, key), 0.0)
+    if not np.isfinite(value).all():
+        return Result(name=key, problem="gives NaN or infinity")
+    scaled = limit * max(1.0, expected.largest)
+    # The scale is the whole output's, of which the sample may miss the largest element.
+    found = compare(key, stored, sample(value, case, key), scaled / max(1.0, _largest(stored)))
+    rows = _last_rows(value)[: len(choices)].astype(np.float32)
+    short = rows.max(-1) - rows[np.arange(len(choices)), choices] if len(choices) else rows[:0, 0]
+    beyond = int(np.count_nonzero(short > scaled))
+    if beyond:
+        return Result(name=key, problem=f"the largest element is another in {beyond} last rows")
+    return found
+
+
+def _largest(value: Array) -> float:
+    return float(np.abs(value).max()) if value.size else 0.0

@@ -1,0 +1,229 @@
+"""Does what was exported compute what the model computes? The comparison, and its rule.
+
+An output passes if it is finite and
+
+    max|result - reference| <= limit * max(1, max|reference|)
+
+and if, along its last axis, the result's largest element is the reference's too, or one that the
+reference rates within that same bound of its largest. Integers must be equal. The limit follows
+from the precision (`TOLERANCES`) and may be set by the caller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cambrian.artifact import Signature
+from cambrian.errors import CambrianError, UsageError
+from cambrian.pipeline import Pipeline
+from cambrian.runtime import Array, Session
+
+if TYPE_CHECKING:
+    from cambrian.model import Case
+
+CHUNK = 4_000_000  # elements compared at once: GPT-2's logits of 5 x 1024 tokens take 1 GB
+
+TOLERANCES: Mapping[str, float] = {
+    # Two engines sum in different orders: sqrt(768) * 2^-24 is 2e-6 a product, and a few dozen
+    # layers leave 1e-5; a wrong mask or a lost bias leaves 1e-2 or more.
+    "float32": 1e-4,
+    # Weights and sums rounded to 11 bits (2^-11 is 5e-4), through as many layers.
+    "float16": 2e-2,
+}
+
+BuildPipeline = Callable[[Session], Pipeline]
+Progress = Callable[[str], None]
+
+
+def tolerance_for(precision: str, given: float | None = None) -> float:
+    """The limit of a precision, unless one is given; UsageError if there is none."""
+    if given is not None:
+        if not 0 < given < 1:
+            raise UsageError(f"The tolerance must lie between 0 and 1, not at {given}.")
+        return given
+    if precision not in TOLERANCES:
+        raise UsageError(f"There is no precision '{precision}', only {', '.join(TOLERANCES)}.")
+    return TOLERANCES[precision]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What comparing found: of one output, or the worst of a case's.
+
+    `problem` is a sentence's end where figures do not say it; `allowed` is what `max_abs_diff`
+    may be; `relative_rms` is the error's root mean square over the reference's.
+    """
+
+    name: str
+    max_abs_diff: float = 0.0
+    allowed: float = 0.0
+    relative_rms: float = 0.0
+    argmax_agreement: float = 1.0
+    problem: str = ""
+
+    @property
+    def badness(self) -> float:
+        """Above 1 is a failure."""
+        if self.problem:
+            return math.inf
+        return self.max_abs_diff / self.allowed if self.allowed else 0.0
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"'{self.name}': {self.problem}"
+        return f"'{self.name}': differs by {self.max_abs_diff:.3g}, allowed {self.allowed:.3g}"
+
+
+def compare(name: str, reference: Array, result: Array, limit: float) -> Result:
+    """Compare one output over all its elements."""
+    if reference.shape != result.shape:
+        return Result(name=name, problem=f"has shape {result.shape}, not {reference.shape}")
+    if reference.size == 0:
+        return Result(name=name)
+    if reference.dtype.kind != "f":
+        wrong = int(np.count_nonzero(reference != result))
+        problem = f"{wrong} of {reference.size} integers differ" if wrong else ""
+        return Result(name=name, argmax_agreement=1 - wrong / reference.size, problem=problem)
+    return _compare_floats(name, reference, result, limit)
+
+
+def _compare_floats(name: str, reference: Array, result: Array, limit: float) -> Result:
+    largest = max(float(np.abs(want).max()) for want, _ in _chunks(reference, reference))
+    if not math.isfinite(largest):
+        return Result(name=name, problem="the model itself gives NaN or infinity")
+    allowed = limit * max(1.0, largest)
+    worst = squares = scale = 0.0
+    agree = rows = beyond = 0
+    for want, got in _chunks(reference, result):
+        difference = np.abs(got - want)
+        worst = max(worst, float(difference.max()))
+        if not math.isfinite(worst):
+            return Result(name=name, problem="gives NaN or infinity")
+        squares += float(np.vdot(difference, difference))
+        scale += float(np.vdot(want, want))
+        best, choice = want.argmax(-1), got.argmax(-1)
+        row = np.arange(len(want))
+        agree += int(np.count_nonzero(best == choice))
+        rows += len(want)
+        beyond += int(np.count_nonzero(want[row, best] - want[row, choice] > allowed))
+    problem = f"the largest element is another in {beyond} of {rows} rows" if beyond else ""
+    return Result(
+        name=name,
+        max_abs_diff=worst,
+        allowed=allowed,
+        relative_rms=math.sqrt(squares / scale) if scale else 0.0,
+        argmax_agreement=agree / rows,
+        problem=problem if worst <= allowed else "",
+    )
+
+
+def _chunks(reference: Array, result: Array) -> Iterator[tuple[Any, Any]]:
+    width = reference.shape[-1] if reference.ndim else 1
+    want, got = reference.reshape(-1, width), result.reshape(-1, width)
+    step = max(1, CHUNK // width)
+    for start in range(0, len(want), step):
+        rows = slice(start, start + step)
+        yield want[rows].astype(np.float32, copy=False), got[rows].astype(np.float32, copy=False)
+
+
+def worst_of(name: str, results: Iterable[Result]) -> Result:
+    """The worst result under another name, with the lowest agreement and highest RMS of all."""
+    results = list(results) or [Result(name=name)]
+    worst = max(results, key=lambda result: result.badness)
+    return Result(
+        name=name,
+        max_abs_diff=worst.max_abs_diff,
+        allowed=worst.allowed,
+        relative_rms=max(result.relative_rms for result in results),
+        argmax_agreement=min(result.argmax_agreement for result in results),
+        problem=f"{worst.name} {worst.problem}" if worst.problem else "",
+    )
+
+
+Observer = Callable[["Case", int, Mapping[str, Array]], None]
+
+
+def sweep(
+    cases: Iterable[Case],
+    reference: Session,
+    candidate: Session,
+    limit: float,
+    observe: Observer,
+    progress: Progress,
+) -> list[Result]:
+    """Run every case on both sessions, each on with its own state, and compare every output.
+
+    `observe` is told (case, number of the call, the reference's outputs). An engine that cannot
+    compute a case fails that case.
+    """
+    results: list[Result] = []
+    for case in cases:
+        progress(case.name)
+        try:
+            found = list(_run_case(case, reference, candidate, limit, observe))
+            results.append(worst_of(case.name, found))
+        except CambrianError as error:
+            results.append(Result(name=case.name, problem=str(error)))
+    return results
+
+
+def _run_case(
+    case: Case, reference: Session, candidate: Session, limit: float, observe: Observer
+) -> Iterator[Result]:
+    states: list[Any] = [None, None]
+    for number, (graph, inputs) in enumerate(case.calls):
+        want, states[0] = reference.run(graph, inputs, states[0])
+        fitted = fit_dtypes(inputs, candidate.signatures[graph])
+        got, states[1] = candidate.run(graph, fitted, states[1])
+        observe(case, number, want)
+        for name, value in want.items():
+            yield compare(name, value, got[name], limit)
+
+
+def fit_dtypes(inputs: Mapping[str, Array], signature: Signature) -> dict[str, Array]:
+    """Give floating inputs the precision that a graph takes."""
+    dtypes = {port.name: port.dtype for port in signature.inputs}
+    return {
+        name: value.astype(dtypes.get(name, value.dtype)) if value.dtype.kind == "f" else value
+        for name, value in inputs.items()
+    }
+
+
+def compare_probes(want: Mapping[str, Array], got: Mapping[str, Array]) -> Result:
+    """Compare what a pipeline's probe gives on two engines: integers, equal or not."""
+    name = "the pipeline's probe"
+    if want.keys() != got.keys():
+        return Result(name=name, problem=f"gives {sorted(got)}, not {sorted(want)}")
+    return worst_of(name, [compare(key, value, got[key], 0.0) for key, value in want.items()])
+
+
+def receipt(
+    results: list[Result], probe: Result | None, session: Session, limit: float
+) -> dict[str, Any]:
+    """What verification found, JSON-ready: the verdict, the figures, and every case."""
+    checks = [*results, probe] if probe else results
+    overall = worst_of("", results)
+    return {
+        "passed": bool(results) and all(check.badness <= 1 for check in checks),
+        "provider": session.provider,
+        "settings": dict(session.settings),
+        "limit": limit,
+        "max_abs_diff": max((result.max_abs_diff for result in results), default=0.0),
+        "relative_rms": overall.relative_rms,
+        "argmax_agreement": overall.argmax_agreement,
+        "probe": "not run" if probe is None else (probe.problem or "equal"),
+        "cases": [asdict(result) for result in results],
+    }
+
+
+def verdict(results: list[Result], probe: Result | None) -> str:
+    """Why an export fails: its worst case; "" if it passes."""
+    if not results:
+        return "there is no case to check it with"
+    worst = max([*results, *([probe] if probe else [])], key=lambda result: result.badness)
+    return "" if worst.badness <= 1 else str(worst)

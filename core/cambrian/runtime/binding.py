@@ -1,0 +1,84 @@
+"""Checks that every engine makes before it computes: names, dtypes and shapes of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cambrian.artifact import Port, Signature, resolve_shape
+from cambrian.errors import CambrianError, nearest
+from cambrian.runtime import Array
+
+Shape = Sequence[int]
+
+
+def signature_of(signatures: Mapping[str, Signature], graph: str) -> Signature:
+    """The named graph's signature; CambrianError if there is none."""
+    if graph not in signatures:
+        known = ", ".join(signatures)
+        hint = nearest(graph, signatures)
+        raise CambrianError(f"There is no graph '{graph}', only {known}.{hint}")
+    return signatures[graph]
+
+
+def bind(
+    graph: str, signature: Signature, inputs: Mapping[str, Array], held: Mapping[str, Shape]
+) -> dict[str, tuple[int, ...]]:
+    """Check a call of `graph` and return the shapes of the state that starts empty.
+
+    `held` gives the shapes of the state that the call goes on with. A named dimension has one
+    size throughout, the same in every input; one that nothing fixes is 0. Then every sum
+    ("past + sequence") must come out. CambrianError says what is unknown, missing or wrong.
+    """
+    ports = {port.name: port for port in signature.inputs}
+    for name, value in inputs.items():
+        if name not in ports:
+            raise CambrianError(f"{graph} has no input '{name}'.{nearest(name, ports)}")
+        if value.dtype.name != ports[name].dtype:
+            raise CambrianError(
+                f"{graph}: input '{name}' must be {ports[name].dtype}, not {value.dtype.name}."
+            )
+    feeding = set(signature.state.values()) | set(held)
+    if missing := [name for name in ports if name not in inputs and name not in feeding]:
+        raise CambrianError(f"{graph}: input '{missing[0]}' is missing.")
+    shapes = {**held, **{name: value.shape for name, value in inputs.items()}}
+    given = [(ports[name], tuple(shape)) for name, shape in shapes.items() if name in ports]
+    sizes = _sizes(graph, given)
+    _check_shapes(graph, given, sizes)
+    return {name: resolve_shape(ports[name].shape, sizes) for name in ports if name not in shapes}
+
+
+def _sizes(graph: str, given: Sequence[tuple[Port, tuple[int, ...]]]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    source: dict[str, str] = {}
+    for port, shape in given:
+        if len(shape) != len(port.shape):
+            raise CambrianError(
+                f"{graph}: input '{port.name}' must have {len(port.shape)} dimensions "
+                f"({_text(port)}), not {len(shape)}."
+            )
+        for dim, size in zip(port.shape, shape, strict=True):
+            if not isinstance(dim, str) or "+" in dim:
+                continue
+            if sizes.setdefault(dim, size) != size:
+                raise CambrianError(
+                    f"{graph}: '{dim}' is {sizes[dim]} in '{source[dim]}' but {size} in "
+                    f"'{port.name}'."
+                )
+            source.setdefault(dim, port.name)
+    return sizes
+
+
+def _check_shapes(
+    graph: str, given: Sequence[tuple[Port, tuple[int, ...]]], sizes: Mapping[str, int]
+) -> None:
+    for port, shape in given:
+        expected = resolve_shape(port.shape, sizes)
+        if shape != expected:
+            raise CambrianError(
+                f"{graph}: input '{port.name}' must have shape {expected} ({_text(port)}), "
+                f"not {shape}."
+            )
+
+
+def _text(port: Port) -> str:
+    return ", ".join(str(dim) for dim in port.shape)

@@ -1,0 +1,194 @@
+"""The ONNX exporter: torch.export to standard operators of opset 23.
+
+The file says what the signature says (names of inputs, outputs and dimensions) and nothing of
+where it was made: the same model gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+import cambrian
+from cambrian.artifact import GraphFile, Port, Signature, resolve_shape
+from cambrian.errors import CambrianError
+from cambrian.export import Exporter
+from cambrian.model import Graph, Model
+
+OPSET = 23  # the first with Attention, which keeps the past inside the operator
+INLINE_LIMIT = 1_800_000_000  # a protobuf file ends at 2 GiB; beyond this weights lie beside it
+SIZES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)  # distinct, for equal sizes could be taken for one
+
+
+class OnnxExporter(Exporter):
+    """Writes model.onnx, or {graph}_model.onnx where a model has several graphs."""
+
+    distributions: ClassVar[tuple[str, ...]] = (
+        "onnx",
+        "onnx-ir",
+        "onnxscript",
+        "onnxruntime",
+        "onnxruntime-gpu",
+    )
+
+    def refuses(self, model: Model, precision: str) -> str | None:
+        if precision not in ("float32", "float16"):
+            return f"precision '{precision}' is not one of float32, float16"
+        if not model.graphs():
+            return "the model declares no graphs"
+        return None
+
+    def export(self, model: Model, folder: Path, *, precision: str) -> dict[str, GraphFile]:
+        if precision == "float16":
+            model = copy.deepcopy(model).half()
+        graphs = model.graphs()
+        files: dict[str, GraphFile] = {}
+        for graph in graphs:
+            file = "model.onnx" if len(graphs) == 1 else f"{graph.name}_model.onnx"
+            write_graph(graph, folder / file)
+            files[graph.name] = GraphFile(file=file, signature=graph.signature)
+        return files
+
+    def stamp(self, folder: Path, graphs: Mapping[str, GraphFile], facts: Mapping[str, str]) -> None:
+        """Append the facts as metadata: a protobuf message's fields add up over its length, so
+        the graph is neither read nor written again."""
+        entries = onnx.ModelProto(
+            metadata_props=[
+                onnx.StringStringEntryProto(key=key, value=value) for key, value in facts.items()
+            ]
+        )
+        for graph in graphs.values():
+            with (folder / graph.file).open("ab") as file:
+                file.write(entries.SerializeToString(deterministic=True))
+
+
+class _Positional(nn.Module):
+    """The graph's module with its inputs in order: names like "present.0.key" are no arguments."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.module = graph.module
+        self.names = [port.name for port in graph.signature.inputs]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.module(**dict(zip(self.names, inputs, strict=True)))
+
+
+def write_graph(graph: Graph, file: Path) -> None:
+    """Export one graph; CambrianError with torch's reason where it cannot be traced."""
+    ports = graph.signature.inputs
+    dynamic = tuple(
+        {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(port.shape) if _named(dim)}
+        for port in ports
+    )
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                _Positional(graph).eval(),
+                example(graph.signature),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[port.name for port in ports],
+                output_names=[port.name for port in graph.signature.outputs],
+                dynamic_shapes=(dynamic,),
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+            raise CambrianError(
+                f"Graph '{graph.name}' cannot be exported to ONNX: {reason} "
+                "Its module must be traceable with every named dimension free."
+            ) from error
+        assert program is not None
+        tidy(program.model, graph)
+        size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+        program.save(file, external_data=size > INLINE_LIMIT)
+    onnx.checker.check_model(file)
+
+
+def example(signature: Signature) -> tuple[Tensor, ...]:
+    """Inputs to trace with: every named dimension has a size of its own, at least 2."""
+    names = dict.fromkeys(
+        term.strip()
+        for port in signature.inputs
+        for dim in port.shape
+        if isinstance(dim, str)
+        for term in dim.split("+")
+        if not term.strip().isdigit()
+    )
+    sizes = dict(zip(names, SIZES, strict=False))
+    generator = torch.Generator().manual_seed(0)
+    return tuple(_filled(port, resolve_shape(port.shape, sizes), generator) for port in signature.inputs)
+
+
+def _filled(port: Port, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    dtype: torch.dtype = getattr(torch, port.dtype)
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.ones(shape, dtype=dtype)
+
+
+def tidy(model: ir.Model, graph: Graph) -> None:
+    """Leave in the file what the signature says, and nothing of the place it was made in."""
+    body = model.graph
+    for value, port in zip(
+        [*body.inputs, *body.outputs],
+        [*graph.signature.inputs, *graph.signature.outputs],
+        strict=True,
+    ):
+        value.shape = ir.Shape(port.shape)
+    outer = {id(value) for value in [*body.inputs, *body.outputs]}
+    for node in ir.traversal.RecursiveGraphIterator(body):
+        if node.op_type == "If":
+            raise CambrianError(
+                f"Graph '{graph.name}' branches on data, which is slow in every engine; "
+                "write both branches as one computation."
+            )
+        node.doc_string = None
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if id(value) not in outer:
+                value.shape = value.type = None  # engines infer them
+    for value in [*body.inputs, *body.initializers.values()]:
+        value.metadata_props.clear()
+    for name in list(body.initializers):
+        value = body.initializers[name]
+        value.name = name.removeprefix("module.")
+    body.name = graph.name
+    body.metadata_props.clear()
+    model.metadata_props.clear()
+    model.doc_string = body.doc_string = None
+    model.producer_name, model.producer_version = "cambrian", cambrian.__version__
+
+
+def _named(dim: int | str) -> bool:
+    return isinstance(dim, str)
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None]:
+    """Mute torch's exporter, whose warnings concern its own insides."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
