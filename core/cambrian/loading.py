@@ -10,7 +10,7 @@ from cambrian import hub
 from cambrian.artifact import MANIFEST, Artifact
 from cambrian.checkpoint import CONFIG, GENERATION, Checkpoint, read_config
 from cambrian.config import update
-from cambrian.errors import CambrianError, NotFound, UsageError, nearest
+from cambrian.errors import CambrianError, UsageError, nearest
 from cambrian.files import read_json
 from cambrian.registry import Registry, Resolved, load_registry
 from cambrian.specs import ModelSpec, RuntimeSpec
@@ -56,7 +56,7 @@ def load(target: str | Path, *, device: str = "auto", runtime: str | None = None
     if resolved.folder is not None and (resolved.folder / MANIFEST).is_file():
         folder = resolved.folder
         manifest = Artifact.open(folder).manifest
-        spec, kind = architecture(registry, manifest.architecture), manifest.format
+        spec, kind = registry.pick("architecture", manifest.architecture), manifest.format
         config = read_config(read_json(folder / CONFIG), spec, folder / CONFIG)
     else:
         checkpoint = checkpoint_of(resolved, registry, str(target))
@@ -83,17 +83,6 @@ def make_pipeline(
     known = {f.name for f in dataclasses.fields(options)}
     kept = {k: v for k, v in saved.items() if k in known and v is not None}
     return kind(session, processor, config, update(options, kept, str(file)))
-
-
-def architecture(registry: Registry, name: str) -> ModelSpec:
-    """The architecture of this name; NotFound says what is nearest."""
-    spec = registry.models.get(name)
-    if spec is None:
-        raise NotFound(
-            f"No plugin provides the architecture '{name}'.{nearest(name, registry.models)} "
-            "See `cambrian plugins`."
-        )
-    return spec
 
 
 def choose_runtime(registry: Registry, kind: str, name: str | None = None) -> RuntimeSpec:

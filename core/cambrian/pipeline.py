@@ -6,6 +6,7 @@ torch, ONNX Runtime and whatever engine a plugin brings.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -37,9 +38,13 @@ class Pipeline(ABC):
     def __call__(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
         """One result (JSON-ready) for each input."""
 
+    def show(self, result: Any) -> str:
+        """A result as a person reads it; by default as JSON."""
+        return json.dumps(result, ensure_ascii=False)
+
     def stream(self, item: Any, **options: Any) -> Iterator[str]:
-        """The result of one input in pieces, as they come; by default in one piece."""
-        yield str(self([item], **options)[0])
+        """What `show` makes of one input's result, in pieces as they come; by default in one."""
+        yield self.show(self([item], **options)[0])
 
     @abstractmethod
     def probe(self) -> Mapping[str, Array]:

@@ -20,7 +20,7 @@ import cambrian
 from cambrian.card import checkpoint_card
 from cambrian.checkpoint import GENERATION, WEIGHTS, Checkpoint, save_description, save_weights
 from cambrian.config import Changes, Recipe, apply, as_changes, parse_settings, read_changes
-from cambrian.errors import CambrianError, NotFound, UsageError, nearest
+from cambrian.errors import CambrianError, NotFound, UsageError
 from cambrian.files import read_json, require_free, write_bytes, write_json
 from cambrian.loading import checkpoint_of, open_checkpoint
 from cambrian.registry import Registry, load_registry
@@ -80,14 +80,15 @@ def train(
     out = Path(out)
     registry = load_registry()
     require_free(out, force, "give another folder, --force to replace it, or --resume to go on.")
-    start = settle(registry, str(target), data, validation, config, settings)
-    record = {"target": start.target, "trainer": trainer, "architecture": start.spec.name}
-    if force:
-        remove_run(out)
+    wishes = Wishes(file=config, settings=settings, data=data, validation=validation)
+    start = settle(registry, str(target), trainer, wishes)
+    if start.checkpoint is not None and start.checkpoint.path.resolve() == out.resolve():
+        raise UsageError(f"{out} cannot be trained into itself; give another folder.")
+    remove_run(out)
     recipe = tomli_w.dumps(as_changes(start.config, start.recipe))
     write_bytes(out / TRAIN / RECIPE, recipe.encode())
-    write_json(out / TRAIN / RUN, record)
-    return fit(registry, start, out, trainer, report, stop)
+    write_json(out / TRAIN / RUN, {"target": start.target, "trainer": trainer})
+    return fit(registry, start, out, report, stop)
 
 
 def resume(
@@ -101,8 +102,31 @@ def resume(
         )
     registry = load_registry()
     record = read_json(out / TRAIN / RUN)
-    start = settle(registry, record["target"], (), (), out / TRAIN / RECIPE, ())
-    return fit(registry, start, out, record["trainer"], report, stop)
+    wishes = Wishes(file=out / TRAIN / RECIPE)
+    start = settle(registry, str(record["target"]), str(record["trainer"]), wishes)
+    return fit(registry, start, out, report, stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a caller sets, weakest first: a file, settings, and sources of data."""
+
+    file: str | Path | None = None
+    settings: Sequence[str] | Changes = ()
+    data: Sequence[str] = ()
+    validation: Sequence[str] = ()
+
+    def grant(self, config: Any, recipe: Recipe) -> tuple[Any, Recipe]:
+        """Apply them."""
+        if self.file is not None:
+            config, recipe = apply(config, recipe, read_changes(Path(self.file)), str(self.file))
+        changes = self.settings
+        if not isinstance(changes, Mapping):
+            changes = parse_settings(changes, config, recipe)
+        config, recipe = apply(config, recipe, changes, "--set")
+        named = {"source": self.data, "validation": self.validation}
+        sources = {key: [absolute(s) for s in value] for key, value in named.items() if value}
+        return apply(config, recipe, {"data": sources} if sources else {}, "--data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,21 +134,15 @@ class Start:
     """What a run starts from, with every setting decided."""
 
     target: str
+    trainer: str
     spec: ModelSpec
     config: Any
     recipe: Recipe
     checkpoint: Checkpoint | None
 
 
-def settle(
-    registry: Registry,
-    target: str,
-    data: Sequence[str],
-    validation: Sequence[str],
-    file: str | Path | None,
-    settings: Sequence[str] | Changes,
-) -> Start:
-    """Decide a run's settings, weakest first."""
+def settle(registry: Registry, target: str, trainer: str, wishes: Wishes) -> Start:
+    """Decide a run's settings: the recipe, the entry's differences, the caller's wishes."""
     resolved = registry.resolve(target)
     checkpoint = None
     if resolved.folder is not None or resolved.uri is not None:
@@ -136,22 +154,17 @@ def settle(
         config, recipe = registry.settings(resolved)
         spec = resolved.spec
         assert spec is not None  # what is neither a folder nor an address has an architecture
-    if file is not None:
-        config, recipe = apply(config, recipe, read_changes(Path(file)), str(file))
-    changes = (
-        settings if isinstance(settings, Mapping) else parse_settings(settings, config, recipe)
-    )
-    config, recipe = apply(config, recipe, changes, "--set")
-    sources = {
-        key: [absolute(source) for source in value]
-        for key, value in (("source", data), ("validation", validation))
-        if value
-    }
-    if sources:
-        config, recipe = apply(config, recipe, {"data": sources}, "--data")
+    config, recipe = wishes.grant(config, recipe)
     if resolved.folder is not None:
         target = str(resolved.folder.resolve())
-    return Start(target=target, spec=spec, config=config, recipe=recipe, checkpoint=checkpoint)
+    return Start(
+        target=target,
+        trainer=trainer,
+        spec=spec,
+        config=config,
+        recipe=recipe,
+        checkpoint=checkpoint,
+    )
 
 
 def absolute(source: str) -> str:
@@ -162,12 +175,7 @@ def absolute(source: str) -> str:
 
 
 def fit(
-    registry: Registry,
-    start: Start,
-    out: Path,
-    trainer: str,
-    report: Report,
-    stop: Callable[[], bool],
+    registry: Registry, start: Start, out: Path, report: Report, stop: Callable[[], bool]
 ) -> Trained:
     """Prepare the data, build the model and hand both to the trainer."""
     import torch
@@ -175,7 +183,7 @@ def fit(
     from cambrian.training import Job
 
     spec, recipe = start.spec, start.recipe
-    fitter = choose_trainer(registry, trainer)
+    fitter = registry.pick("trainer", start.trainer).trainer.load()()
     processor = start.checkpoint.processor() if start.checkpoint is not None else None
     prepared = spec.data.load()(start.config, recipe, processor=processor)
     require_same_data(out, prepared.summary)
@@ -216,17 +224,6 @@ def save_generation(out: Path, spec: ModelSpec, config: Any) -> None:
     plain = msgspec.to_builtins(spec.pipeline.load().options())
     chosen = {k: v for k, v in options.items() if v is not None and v != plain[k]}
     write_json(out / GENERATION, chosen)
-
-
-def choose_trainer(registry: Registry, name: str) -> Trainer:
-    """Load and make the trainer of this name."""
-    spec = registry.trainers.get(name)
-    if spec is None:
-        raise UsageError(
-            f"No trainer is called '{name}'.{nearest(name, registry.trainers)} "
-            f"There are: {', '.join(registry.trainers)}."
-        )
-    return spec.trainer.load()()
 
 
 def require_same_data(out: Path, summary: Mapping[str, Any]) -> None:
@@ -278,11 +275,7 @@ def evaluate(
         {k: v for k, v in read_changes(file).items() if k != "model"} if file.is_file() else {}
     )
     config, recipe = apply(checkpoint.config, checkpoint.spec.recipe, changes, str(file))
-    given = settings if isinstance(settings, Mapping) else parse_settings(settings, config, recipe)
-    config, recipe = apply(config, recipe, given, "--set")
-    if data:
-        sources = [absolute(source) for source in data]
-        config, recipe = apply(config, recipe, {"data": {"validation": sources}}, "--data")
+    config, recipe = Wishes(settings=settings, validation=data).grant(config, recipe)
     prepared = checkpoint.spec.data.load()(config, recipe, processor=checkpoint.processor())
     if prepared.validation is None:
         raise UsageError("There is no held-out data to evaluate on; name some with --data.")

@@ -1,0 +1,87 @@
+"""Progress of long work, on standard error: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+QUIET_SECONDS = 5.0  # between two lines where there is no terminal
+
+
+class TrainingProgress:
+    """Shows a run's events: step, loss, throughput, time left; a line for each evaluation."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.bar = Progress(
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=None)
+        self.said = 0.0
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+
+    def report(self, event: Mapping[str, Any]) -> None:
+        """Show an event of the trainer."""
+        total = event["steps"]
+        if event.get("resumed"):
+            note = f" ({event['note']})" if "note" in event else ""
+            self.say(f"going on from step {event['step']}{note}")
+        if "validation_loss" in event:
+            mark = " (best so far)" if event.get("best") else ""
+            loss = event["validation_loss"]
+            self.say(f"step {event['step']}: held-out loss {loss:.4f}{mark}")
+        if "loss" not in event:
+            return
+        line = describe(event)
+        self.bar.update(self.task, completed=event["step"], total=total, description=line)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.said >= QUIET_SECONDS:
+            self.said = now
+            self.say(f"step {event['step']}/{total}: {line}")
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self.console.is_terminal:
+            self.bar.print(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def describe(event: Mapping[str, Any]) -> str:
+    """The figures of one step."""
+    parts = [f"loss {event['loss']:.4f}"]
+    parts += [
+        f"{value:,.0f} {name.removesuffix('_per_second')}/s"
+        for name, value in event.items()
+        if name.endswith("_per_second")
+    ]
+    if "mfu" in event:
+        parts.append(f"MFU {event['mfu']:.0%}")
+    return "  ".join(parts)
+
+
+def say(line: str) -> None:
+    """A line about the work, on standard error."""
+    print(line, file=sys.stderr, flush=True)

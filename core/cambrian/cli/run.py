@@ -1,0 +1,94 @@
+"""cambrian run"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cambrian.cli.completion import complete_model
+from cambrian.cli.progress import say
+from cambrian.config import parse_assignment
+from cambrian.errors import UsageError
+from cambrian.files import write_bytes
+
+
+def run(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="An exported folder, a checkpoint, or a named model.",
+            autocompletion=complete_model,
+        ),
+    ],
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="Inputs; without any, one a line is read.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--input", "-i", help="Read inputs from a file, one a line.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="An option of the task."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same as --set seed=N.")] = None,
+    provider: Annotated[
+        str, typer.Option("--provider", "--device", help="auto, cpu, cuda; strict if named.")
+    ] = "auto",
+    runtime: Annotated[str | None, typer.Option(help="Which engine. [default: by format]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write to a file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line for each input.")] = False,
+) -> None:
+    """Run a model: an exported one on its engine, a checkpoint on torch.
+
+    Examples:
+
+      cambrian run runs/bard-onnx "ROMEO:" --set max_new_tokens=200
+
+      cambrian run runs/bard-onnx "JULIET:" --set do_sample=true --set temperature=0.8 --seed 7
+
+      cat prompts.txt | cambrian run runs/bard-onnx --json
+    """
+    from cambrian import api
+
+    options: dict[str, Any] = dict(parse_assignment(text) for text in settings or ())
+    if seed is not None:
+        options["seed"] = seed
+    items = read_inputs(inputs, file)
+    pipeline = api.load(name, device=provider, runtime=runtime)
+    say(f"runs on {pipeline.session.provider}")
+    if len(items) == 1 and not as_json and out is None:
+        for piece in pipeline.stream(items[0], **options):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+        return
+    results = pipeline(items, **options)
+    lines = [json.dumps(r, ensure_ascii=False) if as_json else pipeline.show(r) for r in results]
+    text = "\n".join(lines) + "\n"
+    if out is not None:
+        write_bytes(out, text.encode())
+        say(f"wrote {out}")
+    else:
+        sys.stdout.write(text)
+
+
+def read_inputs(inputs: list[str] | None, file: Path | None) -> list[str]:
+    """The inputs from the command line, a file, or standard input."""
+    if inputs and file is not None:
+        raise UsageError("Give inputs or --input, not both.")
+    if inputs:
+        return inputs
+    if file is not None:
+        try:
+            lines = file.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"Cannot read {file}: {error}.") from error
+    else:
+        lines = sys.stdin.read().splitlines()
+    if not lines:
+        raise UsageError('There is no input; write it behind the name: cambrian run NAME "text".')
+    return lines

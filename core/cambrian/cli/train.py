@@ -1,0 +1,146 @@
+"""cambrian train"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from cambrian.cli.completion import complete_model
+from cambrian.errors import CambrianError, UsageError
+
+
+def train(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="An architecture or a named model; a folder or hf:// address to fine-tune.",
+            autocompletion=complete_model,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write. [default: runs/NAME]")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", "-d", help="File, folder, glob, '-' or data set; repeatable."),
+    ] = None,
+    validation: Annotated[
+        list[str] | None, typer.Option(help="Held-out data; otherwise a part is split off.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Settings in a TOML file.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting; repeatable."),
+    ] = None,
+    trainer: Annotated[str, typer.Option(help="Which trainer.")] = "loop",
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this folder.", metavar="FOLDER")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train a model, or go on with a run that was stopped.
+
+    Ctrl-C saves and says how to go on.
+
+    Examples:
+
+      cambrian train gpt-char --data shakespeare.txt -o runs/bard
+
+      cambrian train gpt --data 'corpus/*.jsonl.gz' --set n_layer=6 --set steps=5000
+
+      cambrian train --resume runs/bard
+    """
+    prepare_process()
+    from cambrian import api
+    from cambrian.cli.progress import TrainingProgress
+
+    with stop_on_signal() as stopped, TrainingProgress() as progress:
+        hooks: dict[str, Any] = {"report": progress.report, "stop": lambda: bool(stopped)}
+        if resume is not None:
+            others = (name, out, data, validation, config, settings)
+            if any(other is not None for other in others) or force:
+                raise UsageError(
+                    "--resume takes every setting from the run; give no name and no other option."
+                )
+            result = api.resume(resume, **hooks)
+        elif name is None:
+            raise UsageError("Say what to train: cambrian train NAME (see `cambrian list`).")
+        else:
+            result = api.train(
+                name,
+                out or Path("runs") / Path(name).name.replace("@", "-"),
+                data=data or (),
+                validation=validation or (),
+                config=config,
+                settings=settings or (),
+                trainer=trainer,
+                force=force,
+                **hooks,
+            )
+    report(result, as_json)
+    if not result.complete:
+        raise CambrianError(
+            f"Stopped at step {result.step}; everything is saved. Go on with: "
+            f"cambrian train --resume {result.folder}"
+        )
+
+
+def report(result: Any, as_json: bool) -> None:
+    """Print how a run ended."""
+    if as_json:
+        facts = {
+            "folder": str(result.folder),
+            "complete": result.complete,
+            "step": result.step,
+            "metrics": dict(result.metrics),
+        }
+        print(json.dumps(facts))
+        return
+    metrics = result.metrics
+    for key, label in (
+        ("loss", "training loss"),
+        ("best_validation_loss", "best held-out loss"),
+        ("best_step", "at step"),
+    ):
+        if key in metrics:
+            value = metrics[key]
+            print(f"{label:<20}{value:.4f}" if isinstance(value, float) else f"{label:<20}{value}")
+    print(f"{'model':<20}{result.folder}")
+    print(f"{'curve':<20}{result.folder / 'train' / 'loss.svg'}")
+
+
+def prepare_process() -> None:
+    """Set the process up for training, before torch is imported."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: huge pages for large tensors
+    from cambrian.allocator import keep_memory
+
+    keep_memory()
+
+
+@contextmanager
+def stop_on_signal() -> Generator[list[int]]:
+    """Collect SIGINT and SIGTERM; the second one interrupts at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
