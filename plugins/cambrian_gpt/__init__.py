@@ -1,0 +1,35 @@
+"""The GPT family: GPT-2 (Radford et al. 2019) and what shares its architecture. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cambrian.config import OptimizerConfig, Recipe
+from cambrian.data.config import TextData
+from cambrian.hookspecs import hookimpl
+from cambrian.specs import ModelSpec, Ref
+from cambrian_gpt.config import GPTConfig
+
+
+@hookimpl
+def register_models() -> Iterable[ModelSpec]:
+    """GPT, by default of GPT-2 small's size."""
+    return [
+        ModelSpec(
+            name="gpt",
+            task="text-generation",
+            summary="decoder-only transformer, GPT-2",
+            config=GPTConfig,
+            model=Ref("cambrian_gpt.model:GPT"),
+            processor=Ref("cambrian.data.tokenizer:Tokenizer"),
+            data=Ref("cambrian_gpt.data:prepare"),
+            pipeline=Ref("cambrian_gpt.pipeline:TextGeneration"),
+            weights=Ref("cambrian_gpt.weights:WEIGHTS"),
+            recipe=Recipe(
+                optimizer=OptimizerConfig(name="muon", adamw_parameters=("lm_head.weight",)),
+                data=TextData(),
+            ),
+            model_type="gpt2",
+            model_class="GPT2LMHeadModel",
+        )
+    ]
