@@ -1,0 +1,98 @@
+"""Which commands there are: our own by a table, the plugins' by their hook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
+
+import typer
+
+from cambrian.plugins import load_plugins
+from cambrian.specs import Ref
+
+
+class Verb(NamedTuple):
+    """A command's function (or Typer app) and its line in the help."""
+
+    target: Ref[Any]
+    help: str
+
+
+def verb(target: str, help_line: str) -> Verb:
+    """A row of the table."""
+    return Verb(Ref(f"cambrian.cli.{target}"), help_line)
+
+
+VERBS = {
+    "list": verb("listing:list_", "List models and data sets."),
+    "info": verb("info:info", "Show everything known of a model, a data set or a folder."),
+    "train": verb("train:train", "Train a model from raw data."),
+    "eval": verb("evaluate:evaluate", "Measure a trained model on data."),
+    "export": verb("export:export", "Export a model, verified against the original."),
+    "verify": verb("verify:verify", "Verify an exported model again."),
+    "run": verb("run:run", "Run a model on inputs."),
+    "plugins": verb("plugins:app", "List plugins; switch them off and on."),
+    "env": verb("env:env", "Show versions and hardware, for reports."),
+}
+
+
+@dataclass
+class PluginCommands:
+    """The plugins' commands by name; names that clash are refused with a sentence."""
+
+    found: dict[str, Any] = field(default_factory=dict[str, Any])
+    refused: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def new_app() -> typer.Typer:
+    """An app that looks like ours."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+def load_verb(name: str) -> Any:
+    """Import one verb's module and make its command."""
+    target = VERBS[name].target.load()
+    if not isinstance(target, typer.Typer):
+        app = new_app()
+        app.command(name)(target)
+        target = app
+    return typer.main.get_command(target)
+
+
+@cache
+def plugin_commands() -> PluginCommands:
+    """Ask the plugins for their commands, once a process."""
+    plugins = load_plugins()
+    commands = PluginCommands()
+    owners: dict[str, int] = {}
+    for row, built in plugins.run("register_commands", build):
+        for name, command in built.items():
+            if name in VERBS:
+                plugins.report(
+                    row,
+                    "clash",
+                    f"its command '{name}' would hide Cambrian's own",
+                    f"Disable it: cambrian plugins disable {plugins.rows[row].name}.",
+                )
+            elif name in owners:
+                what = f"The command '{name}'"
+                commands.refused[name] = plugins.clash(owners[name], row, what)
+                commands.found.pop(name, None)
+            else:
+                owners[name] = row
+                commands.found[name] = command
+                plugins.record(row, f"command {name}")
+    return commands
+
+
+def build(register: Callable[..., Any]) -> dict[str, Any]:
+    """Let a plugin add commands to an app of its own, and make them."""
+    app = new_app()
+    app.callback()(lambda: None)  # keeps an app with one command a group
+    register(app)
+    group: Any = typer.main.get_command(app)
+    for command in group.commands.values():
+        command.get_short_help_str(60)  # what --help will ask for, while a failure is still theirs
+    return dict(group.commands)

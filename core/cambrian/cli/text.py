@@ -1,0 +1,68 @@
+"""Plain text for people: aligned tables and wrapped paragraphs, cut to a terminal's width.
+
+Where standard output is no terminal nothing is cut, so that grep finds it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+
+import typer
+
+from cambrian.registry import Problem
+
+
+def width() -> int | None:
+    """Columns of the terminal, or None where standard output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def printable(text: str) -> str:
+    """One line without control characters: names and summaries are plugins' own words."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under a header, columns aligned, the last one cut at the terminal's edge."""
+    lines = [list(header), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header) - 1)]
+    limit = width()
+    for number, line in enumerate(lines):
+        cells = (cell.ljust(w) for cell, w in zip(line[:-1], widths, strict=True))
+        text = "  ".join([*cells, line[-1]]).rstrip()
+        if limit is not None and len(text) > limit:
+            text = text[: max(limit - 1, 1)] + "…"
+        typer.secho(text, bold=number == 0)
+
+
+def paragraph(text: str, indent: str = "  ") -> None:
+    """Print a sentence, wrapped to the terminal with a hanging indent."""
+    limit = width()
+    if limit is None:
+        typer.echo(indent + printable(text))
+        return
+    import textwrap
+
+    typer.echo(
+        textwrap.fill(
+            printable(text),
+            max(limit, 20),
+            initial_indent=indent,
+            subsequent_indent=indent + "  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    )
+
+
+def problems(rows: Sequence[Problem]) -> None:
+    """Print problem rows: who, why, what to do."""
+    if not rows:
+        return
+    typer.echo()
+    typer.secho("PROBLEMS", bold=True)
+    for row in rows:
+        who = f"{row.name} ({row.origin})" if row.name else row.origin
+        paragraph(f"{who}: {row.reason.rstrip('.')}. {row.remedy}".rstrip())
