@@ -1,2 +1,112 @@
-"""Cambrian."""
+"""Cambrian: a plugin-based model zoo, from raw data to a verified, fast ONNX artifact.
+
+    import cambrian
+    cambrian.train("gpt-char", "runs/bard", data=["shakespeare.txt"])
+    cambrian.export("runs/bard", "runs/bard-onnx")
+    cambrian.run("runs/bard-onnx", ["ROMEO:"], max_new_tokens=100)
+
+Names are imported when they are first used, so that `import cambrian` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cambrian.api import evaluate, export, load, open_checkpoint, resume, run, train, verify
+    from cambrian.artifact import Artifact, Port, Signature
+    from cambrian.checkpoint import Checkpoint
+    from cambrian.config import OptimizerConfig, Recipe, TrainConfig
+    from cambrian.data import Batches, Prepared, Processor
+    from cambrian.errors import CambrianError, UsageError
+    from cambrian.export import Exporter
+    from cambrian.hookspecs import hookimpl
+    from cambrian.model import Case, Graph, Model, Update
+    from cambrian.pipeline import Pipeline
+    from cambrian.registry import load_registry
+    from cambrian.runtime import Runtime, Session
+    from cambrian.specs import (
+        DatasetEntry,
+        Entry,
+        ExporterSpec,
+        ModelSpec,
+        Ref,
+        RuntimeSpec,
+        TrainerSpec,
+    )
+    from cambrian.training import Job, Outcome, Trainer
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "api": "evaluate export load open_checkpoint resume run train verify",
+    "artifact": "Artifact Port Signature",
+    "checkpoint": "Checkpoint",
+    "config": "OptimizerConfig Recipe TrainConfig",
+    "data": "Batches Prepared Processor",
+    "errors": "CambrianError UsageError",
+    "export": "Exporter",
+    "hookspecs": "hookimpl",
+    "model": "Case Graph Model Update",
+    "pipeline": "Pipeline",
+    "registry": "load_registry",
+    "runtime": "Runtime Session",
+    "specs": "DatasetEntry Entry ExporterSpec ModelSpec Ref RuntimeSpec TrainerSpec",
+    "training": "Job Outcome Trainer",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+    "Artifact",
+    "Batches",
+    "CambrianError",
+    "Case",
+    "Checkpoint",
+    "DatasetEntry",
+    "Entry",
+    "Exporter",
+    "ExporterSpec",
+    "Graph",
+    "Job",
+    "Model",
+    "ModelSpec",
+    "OptimizerConfig",
+    "Outcome",
+    "Pipeline",
+    "Port",
+    "Prepared",
+    "Processor",
+    "Recipe",
+    "Ref",
+    "Runtime",
+    "RuntimeSpec",
+    "Session",
+    "Signature",
+    "TrainConfig",
+    "Trainer",
+    "TrainerSpec",
+    "Update",
+    "UsageError",
+    "evaluate",
+    "export",
+    "hookimpl",
+    "load",
+    "load_registry",
+    "open_checkpoint",
+    "resume",
+    "run",
+    "train",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'cambrian' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"cambrian.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cambrian.loading import load, open_checkpoint
+from cambrian.artifact import Artifact
+from cambrian.checkpoint import CONFIG, GENERATION, read_config
+from cambrian.files import read_json
+from cambrian.loading import choose_runtime, load, open_checkpoint
+from cambrian.registry import load_registry
 from cambrian.runs import Trained, evaluate, resume, train
 
 __all__ = [
@@ -31,3 +35,62 @@ def run(
         return pipeline(inputs, **options)
     finally:
         pipeline.session.close()
+
+
+def export(
+    target: str | Path,
+    out: str | Path,
+    *,
+    format: str = "onnx",
+    precision: str = "float32",
+    device: str = "cpu",
+    force: bool = False,
+    report: Callable[[str], None] = lambda what: None,
+) -> Artifact:
+    """Export a checkpoint or a named model, and prove the export equal to it on `device`."""
+    from cambrian.export.flow import export_model
+
+    registry = load_registry()
+    checkpoint = open_checkpoint(target, registry)
+    exporter = registry.pick("exporter", format)
+    names = (CONFIG, GENERATION)
+    files = {
+        n: (checkpoint.path / n).read_bytes() for n in names if (checkpoint.path / n).is_file()
+    }
+    return export_model(
+        checkpoint.model(),
+        checkpoint.spec,
+        checkpoint.processor(),
+        Path(out),
+        config=checkpoint.config,
+        exporter=exporter,
+        runtime=choose_runtime(registry, exporter.format),
+        config_files=files,
+        weights_sha256=checkpoint.weights_sha256(),
+        precision=precision,
+        force=force,
+        device=device,
+        progress=report,
+    )
+
+
+def verify(
+    folder: str | Path, *, device: str = "auto", report: Callable[[str], None] = lambda what: None
+) -> dict[str, Any]:
+    """Hold an exported folder to what its model computed, on this machine and without torch."""
+    from cambrian.export.golden import verify_artifact
+
+    registry, folder = load_registry(), Path(folder)
+    manifest = Artifact.open(folder).manifest
+    spec = registry.pick("architecture", manifest.architecture)
+    config = read_config(read_json(folder / CONFIG), spec, folder / CONFIG)
+    processor = spec.processor.load().load(folder)
+    runtime = choose_runtime(registry, manifest.format)
+    kind = spec.pipeline.load()
+    return verify_artifact(
+        folder,
+        runtime,
+        device,
+        build=lambda session: kind(session, processor, config),
+        progress=report,
+    )

@@ -28,7 +28,7 @@ from cambrian.specs import ModelSpec
 
 if TYPE_CHECKING:
     from cambrian.model import Model
-    from cambrian.training import Outcome, Trainer
+    from cambrian.training import Outcome
 
 TRAIN = "train"
 RUN = "run.json"

@@ -29,10 +29,9 @@ def evaluate(
 
     Without --data it is the part that the model's own training held out.
 
+    \b
     Examples:
-
       cambrian eval runs/bard
-
       cambrian eval gpt2 --data articles.jsonl --json
     """
     from cambrian import api

@@ -28,10 +28,9 @@ def export(
 
     An export that fails the proof is no export: exit code 1, and its files stay in OUT.rejected.
 
+    \b
     Examples:
-
       cambrian export runs/bard
-
       cambrian export gpt2 gpt2-onnx --json
     """
     from cambrian import api

@@ -44,12 +44,10 @@ def run(
 ) -> None:
     """Run a model: an exported one on its engine, a checkpoint on torch.
 
+    \b
     Examples:
-
       cambrian run runs/bard-onnx "ROMEO:" --set max_new_tokens=200
-
       cambrian run runs/bard-onnx "JULIET:" --set do_sample=true --set temperature=0.8 --seed 7
-
       cat prompts.txt | cambrian run runs/bard-onnx --json
     """
     from cambrian import api

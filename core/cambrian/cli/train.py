@@ -53,12 +53,10 @@ def train(
 
     Ctrl-C saves and says how to go on.
 
+    \b
     Examples:
-
       cambrian train gpt-char --data shakespeare.txt -o runs/bard
-
       cambrian train gpt --data 'corpus/*.jsonl.gz' --set n_layer=6 --set steps=5000
-
       cambrian train --resume runs/bard
     """
     prepare_process()

@@ -20,10 +20,9 @@ def verify(
 
     Hashes every file, repeats the stored sweep and compares. Exit code 1 if anything differs.
 
+    \b
     Examples:
-
       cambrian verify runs/bard-onnx
-
       cambrian verify runs/bard-onnx --provider cuda --json
     """
     from cambrian import api

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cambrian.checkpoint import Checkpoint
 from cambrian.errors import CambrianError
 from cambrian.model import Model
-from cambrian.runtime import Array, Session, State
+from cambrian.registry import load_registry
+from cambrian.runtime import Array, Runtime, Session, State
 from cambrian.runtime.binding import bind, signature_of
 from cambrian.training.device import choose_device
 
@@ -57,6 +60,15 @@ class TorchSession(Session):
 
     def close(self) -> None:
         self.graphs = {}
+
+
+class TorchRuntime(Runtime):
+    """Opens checkpoints."""
+
+    def open(self, folder: Path, device: str) -> TorchSession:
+        """Build the model, load its weights, and take it to `device`."""
+        model = Checkpoint.open(folder, load_registry().models.values()).model()
+        return TorchSession(model, device)
 
 
 def _tensor(value: Array) -> Tensor:
