@@ -28,7 +28,6 @@ UNKNOWN = "\ufffd"  # Unicode's replacement character; what an unseen character 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 VOCAB, MERGES = "vocab.json", "merges.txt"
 LIMIT = 256 << 20  # bytes; the largest tokenizer.json in use has about 40 MB
-BATCH = 1 << 20  # characters encoded at once: each token costs over 100 bytes for a moment
 ENDS = (END, "<|end_of_text|>", "</s>", "<eos>")
 KEPT = ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length", "chat_template")
 
