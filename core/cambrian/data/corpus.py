@@ -58,7 +58,8 @@ class Seen:
 
     def __init__(self, path: Path) -> None:
         """`path` is a new file; it is worth nothing after a crash and so never synced."""
-        self._table = sqlite3.connect(path, isolation_level=None)
+        # training a tokenizer pulls text from a thread of its own, one call at a time
+        self._table = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-16000"):
             self._table.execute(f"PRAGMA {pragma}")
         self._table.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
