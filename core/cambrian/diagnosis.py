@@ -27,7 +27,7 @@ def explain(error: BaseException, candidate: Candidate, stage: str) -> tuple[str
     if os.environ.get("CAMBRIAN_TRACEBACK"):
         traceback.print_exception(error, file=sys.__stderr__)
     module = candidate.target.partition(":")[0]
-    remedy = update_or_disable(candidate)
+    remedy = update_or_disable(candidate.name, candidate.distribution)
     match error:
         case Misfit():
             reason, remedy = error.reason, error.remedy or remedy
@@ -52,11 +52,11 @@ def reinstall(candidate: Candidate) -> str:
     return f"Reinstall it: pip install --force-reinstall {candidate.distribution}."
 
 
-def update_or_disable(candidate: Candidate) -> str:
+def update_or_disable(name: str, distribution: str) -> str:
     """The remedy that always works."""
     return (
-        f"Update it (pip install --upgrade {candidate.distribution}) "
-        f"or disable it (cambrian plugins disable {candidate.name})."
+        f"Update it (pip install --upgrade {distribution}) "
+        f"or disable it (cambrian plugins disable {name})."
     )
 
 

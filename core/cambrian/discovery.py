@@ -11,10 +11,9 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from cambrian.errors import BrokenFile
 
@@ -24,8 +23,7 @@ VARIABLE = "CAMBRIAN_DISABLE_PLUGINS"
 THIRD_PARTY = "*"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
+class Candidate(NamedTuple):
     """An entry point, found but not loaded. `target` is "package.module" or "module:attribute";
     `error` says why the distribution's own description could not be read."""
 

@@ -7,16 +7,14 @@ off standard output, which belongs to results.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import io
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache, reduce
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import pluggy
 
@@ -30,8 +28,7 @@ T = TypeVar("T")
 Status = Literal["ok", "broken", "blocked", "clash"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plugin:
+class Plugin(NamedTuple):
     """A plugin and how it fares.
 
     `status` is "ok", "broken" (failed or broke a rule), "blocked" (switched off by the user) or
@@ -113,7 +110,7 @@ class Plugins:
     def record(self, row: int, what: str) -> None:
         """Add to what a plugin registers."""
         before = self._rows[row]
-        self._rows[row] = dataclasses.replace(before, registers=(*before.registers, what))
+        self._rows[row] = before._replace(registers=(*before.registers, what))
 
     def report(self, row: int, status: Status, reason: str, remedy: str) -> None:
         """Mark a plugin; a second reason is put after the first."""
@@ -123,7 +120,7 @@ class Plugins:
         if before.remedy not in ("", remedy):
             remedy = f"{before.remedy} {remedy}"
         worst: Status = "broken" if "broken" in (before.status, status) else status
-        self._rows[row] = dataclasses.replace(before, status=worst, reason=reason, remedy=remedy)
+        self._rows[row] = before._replace(status=worst, reason=reason, remedy=remedy)
 
     def clash(self, first: int, second: int, what: str) -> str:
         """Report that two plugins claim `what`; return a sentence that says so."""
@@ -206,7 +203,7 @@ class Plugins:
             if not raw.closed and (said := raw.getvalue().decode("utf-8", "replace").split()):
                 notes.append(f"prints {stage}: {' '.join(said)[:80]}")
             row = self._rows[index]
-            self._rows[index] = dataclasses.replace(row, notes=(*row.notes, *notes))
+            self._rows[index] = row._replace(notes=(*row.notes, *notes))
 
 
 def imported(target: str) -> Any:

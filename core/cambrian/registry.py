@@ -15,12 +15,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cambrian.config import Recipe, apply
+from cambrian.diagnosis import update_or_disable
 from cambrian.discovery import config_folder, read_disabled
 from cambrian.errors import BrokenFile, CambrianError, NotFound, UsageError, nearest
 from cambrian.plugins import Plugins, load_plugins
@@ -43,8 +43,7 @@ HOOK_OF = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Problem:
+class Problem(NamedTuple):
     """A row for people: what is wrong where, and what to do about it."""
 
     origin: str
@@ -53,16 +52,14 @@ class Problem:
     remedy: str
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a name comes from: a short label ("user", "project", a plugin's name) and the place."""
 
     label: str
     place: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resolved:
+class Resolved(NamedTuple):
     """What a target names. `uri` is an hf:// address, `folder` a local one; `spec` is None where
     only config.json can tell the architecture."""
 
@@ -72,14 +69,14 @@ class Resolved:
     uri: str | None = None
 
 
-@dataclass
 class Shelf:
     """Things of one kind by name. `origins` lists the strongest first; a name is either in
     `items` or in `refused`, with the error that its use raises."""
 
-    items: dict[str, Any] = field(default_factory=dict[str, Any])
-    origins: dict[str, tuple[Origin, ...]] = field(default_factory=dict[str, tuple[Origin, ...]])
-    refused: dict[str, CambrianError] = field(default_factory=dict[str, CambrianError])
+    def __init__(self) -> None:
+        self.items: dict[str, Any] = {}
+        self.origins: dict[str, tuple[Origin, ...]] = {}
+        self.refused: dict[str, CambrianError] = {}
 
     def put(self, item: Any, origin: Origin) -> None:
         """Lay an item over what had its name."""
@@ -195,7 +192,7 @@ class Registry:
             )
         if target in self.models:
             return Resolved(spec=self.models[target])
-        if Path(target).is_dir():
+        if target and Path(target).is_dir():
             return Resolved(folder=model_folder(Path(target)))
         raise self._miss(target)
 
@@ -267,7 +264,7 @@ class Registry:
         plugin = self.plugins.rows[row]
         if not isinstance(contribution, Path):
             return [dataclasses.replace(contribution, origin=plugin.name)]
-        remedy = f"Report it to the makers of {plugin.distribution}, or update it."
+        remedy = update_or_disable(plugin.name, plugin.distribution)
         try:
             items, faults = read_registry_file(contribution, plugin.name)
         except BrokenFile as error:

@@ -14,10 +14,9 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from cambrian.config import SECTIONS, convert, fields_of
 from cambrian.contributions import spellable
@@ -32,8 +31,7 @@ KINDS: Mapping[str, type[Item]] = {"models": Entry, "datasets": DatasetEntry}
 REQUIRED = {"models": ("architecture",), "datasets": ("kind", "source")}
 
 
-@dataclass(frozen=True)
-class Fault:
+class Fault(NamedTuple):
     """A table that cannot be used. `section` is "models", "datasets" or "" for neither; `reason`
     is one sentence with file and line."""
 

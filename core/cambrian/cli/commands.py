@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -38,12 +37,12 @@ VERBS = {
 }
 
 
-@dataclass
 class PluginCommands:
     """The plugins' commands by name; names that clash are refused with a sentence."""
 
-    found: dict[str, Any] = field(default_factory=dict[str, Any])
-    refused: dict[str, str] = field(default_factory=dict[str, str])
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {}
+        self.refused: dict[str, str] = {}
 
 
 def new_app() -> typer.Typer:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -40,7 +40,7 @@ def info(
     """
     facts = facts_of(name, load_registry())
     if as_json:
-        typer.echo(json.dumps(facts, indent=2, default=str))
+        text.as_json(facts)
     else:
         show(facts)
 
@@ -74,12 +74,13 @@ def model_facts(resolved: Resolved, spec: ModelSpec, registry: Registry) -> dict
     provided = [origin.place for origin in registry.origins("architecture", spec.name)]
     code = {part: ref.target for part in PARTS if (ref := getattr(spec, part)) is not None}
     settings = as_changes(config, recipe)
+    values = settings.pop("model")
     return {
         **head,
         "task": spec.task,
         "provided by": provided,
         "code": code,
-        "config": settings.pop("model"),
+        "config": {f.name: values.get(f.name) for f in dataclasses.fields(config)},
         "differs": dict(entry.config) if entry is not None else {},
         "recipe": settings,
     }
@@ -139,7 +140,7 @@ def show(facts: Mapping[str, Any], indent: str = "", marked: Collection[str] = (
     """Print nested facts, one a line; a * marks what differs from the architecture's defaults."""
     pad = max((len(key) for key in facts), default=0)
     for key, value in facts.items():
-        if key == "differs" or value in ({}, [], ""):
+        if key == "differs" or value in ({}, [], (), ""):
             continue
         label = text.printable(key).ljust(pad)
         if isinstance(value, Mapping):
@@ -148,6 +149,6 @@ def show(facts: Mapping[str, Any], indent: str = "", marked: Collection[str] = (
             show(cast(Mapping[str, Any], value), indent + "  ", differs)
             continue
         separator = ", overriding " if key == "declared in" else ", "
-        items = cast(list[Any], value) if isinstance(value, list) else [value]
+        items = cast(Sequence[Any], value) if isinstance(value, (list, tuple)) else [value]
         shown = text.printable(separator.join(str(item) for item in items))
         typer.echo(f"{indent}{label}  {shown}{' *' if key in marked else ''}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
@@ -38,9 +36,9 @@ def list_(
     models = [row for row in model_rows(registry) if matches(row["name"], pattern)]
     datasets = [row for row in dataset_rows(registry) if matches(row["name"], pattern)]
     if as_json:
-        rows = [dataclasses.asdict(problem) for problem in registry.problems]
+        rows = [problem._asdict() for problem in registry.problems]
         found = {"models": models, "datasets": datasets, "problems": rows}
-        typer.echo(json.dumps(found, indent=2))
+        text.as_json(found)
         return
     if models:
         columns = ("name", "architecture", "task", "origin")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from typing import Annotated
 
 import typer
@@ -49,10 +47,10 @@ def plugins(
     rows, faults = inspect_all()
     if as_json:
         found = {
-            "plugins": [dataclasses.asdict(row) for row in rows],
-            "problems": [dataclasses.asdict(fault) for fault in faults],
+            "plugins": [row._asdict() for row in rows],
+            "problems": [fault._asdict() for fault in faults],
         }
-        typer.echo(json.dumps(found, indent=2))
+        text.as_json(found)
         return
     shown = [
         (row.name, row.distribution, row.version, row.status, ", ".join(row.registers))

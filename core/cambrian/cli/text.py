@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import typer
 
@@ -55,6 +56,13 @@ def paragraph(text: str, indent: str = "  ") -> None:
             break_on_hyphens=False,
         )
     )
+
+
+def as_json(value: Any) -> None:
+    """Print JSON."""
+    import json
+
+    typer.echo(json.dumps(value, indent=2, default=str))
 
 
 def problems(rows: Sequence[Problem]) -> None:
