@@ -148,9 +148,9 @@ def cambrian(
     \b
     Examples:
       cambrian list 'gpt*'                 what there is
-      cambrian train gpt-demo --out runs/demo
-      cambrian export runs/demo            to ONNX, verified
-      cambrian run runs/demo "Once upon"
+      cambrian train gpt-demo              from raw text, into runs/gpt-demo
+      cambrian export runs/gpt-demo        to ONNX, proved equal to the model
+      cambrian run runs/gpt-demo-onnx "The class "
       cambrian plugins                     who provides what, and what is broken
     """
 

@@ -24,16 +24,18 @@ def verb(target: str, help_line: str) -> Verb:
     return Verb(Ref(f"cambrian.cli.{target}"), help_line)
 
 
-VERBS = {
+VERBS = {  # the help's lines are here too, so that --help imports none of them
     "list": verb("listing:list_", "List models and data sets."),
-    "info": verb("info:info", "Show everything known of a model, a data set or a folder."),
-    "train": verb("train:train", "Train a model from raw data."),
-    "eval": verb("evaluate:evaluate", "Measure a trained model on data."),
-    "export": verb("export:export", "Export a model, verified against the original."),
-    "verify": verb("verify:verify", "Verify an exported model again."),
-    "run": verb("run:run", "Run a model on inputs."),
-    "plugins": verb("plugins:app", "List plugins; switch them off and on."),
-    "env": verb("env:env", "Show versions and hardware, for reports."),
+    "info": verb(
+        "info:info", "Show everything known of a model, an architecture, a data set or a folder."
+    ),
+    "train": verb("train:train", "Train a model, or go on with a run that was stopped."),
+    "eval": verb("evaluate:evaluate", "Measure a model on held-out data."),
+    "export": verb("export:export", "Export a model and prove that the export equals it."),
+    "verify": verb("verify:verify", "Prove an exported folder on this machine, without torch."),
+    "run": verb("run:run", "Run a model: an exported one on its engine, a checkpoint on torch."),
+    "plugins": verb("plugins:app", "List plugins: what each registers, and what is wrong with it."),
+    "env": verb("env:env", "Show versions and hardware, to be put into a report."),
 }
 
 

@@ -35,7 +35,9 @@ PACKAGES = (
 def env(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show versions and hardware, to be put into a report; imports none of the packages.
+    """Show versions and hardware, to be put into a report.
+
+    Reads the packages' metadata and imports none of them.
 
     \b
     Examples:
