@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cambrian.model import Batch, Losses, Model
 
@@ -78,14 +78,17 @@ class Worker:
 
 
 def reduced_copy(model: Model, dtype: torch.dtype) -> Model:
-    """A copy with weights in `dtype` that shares the model's buffers in their own precision."""
-    reduced = copy.deepcopy(model).to(dtype)
+    """A copy with weights in `dtype` that shares the model's buffers.
+
+    A module with buffers of its own, such as batch normalisation with its running statistics,
+    keeps its few weights in float32 beside them: torch has no kernel for a mixture.
+    """
+    reduced = copy.deepcopy(model)
     for own, master in zip(reduced.modules(), model.modules(), strict=True):
-        for name, buffer in named_buffers(master):
+        buffers = list(master.named_buffers(recurse=False))
+        for name, buffer in buffers:
             setattr(own, name, buffer)
-    return reduced.train(model.training)
-
-
-def named_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """The buffers of this very module, not of its children."""
-    return list(module.named_buffers(recurse=False))
+        if not any(buffer.is_floating_point() for _, buffer in buffers):
+            for parameter in own.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+    return reduced
