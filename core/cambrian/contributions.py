@@ -83,10 +83,10 @@ def spellable(name: str) -> bool:
 
 
 def described(item: Any) -> str:
-    """What `registers` says of an item: "model gpt2"."""
+    """What `registers` says of an item: "model gpt2"; an Entry is what users call a model."""
     if isinstance(item, Path):
         return f"entries {item.name}"
-    kind = {Entry: "entry", DatasetEntry: "data set"}.get(type(item))
+    kind = {ModelSpec: "architecture", Entry: "model", DatasetEntry: "data set"}.get(type(item))
     return f"{kind or type(item).__name__.removesuffix('Spec').lower()} {item.name}"
 
 

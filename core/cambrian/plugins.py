@@ -131,7 +131,8 @@ class Plugins:
         remedy = f"Disable one: {choices}."
         self.report(first, "clash", f"{what} is also registered by {b.label}", remedy)
         self.report(second, "clash", f"{what} is also registered by {a.label}", remedy)
-        return f"{what} is registered by {a.label} and by {b.label}. {remedy}"
+        sentence = f"{what} is registered by {a.label} and by {b.label}. {remedy}"
+        return sentence[0].upper() + sentence[1:]
 
     def _switch(self, row: int) -> str:
         """What to call a plugin to disable it alone: its distribution if its name is not unique."""

@@ -244,7 +244,7 @@ class Registry:
             shelf.put(item, origin)
         else:
             sentence = self.plugins.clash(owner, row, f"{kind} '{item.name}'")
-            shelf.refuse(item.name, UsageError(capital(sentence)), origin)
+            shelf.refuse(item.name, UsageError(sentence), origin)
 
     def _read_shipped(self, path: Path) -> None:
         items, faults = read_registry_file(path, "cambrian")
@@ -371,8 +371,3 @@ def _load(project: Path) -> Registry:
         ("project", project / "cambrian.toml"),
     ]
     return Registry(load_plugins(), files)
-
-
-def capital(text: str) -> str:
-    """The text with its first letter in upper case."""
-    return text[:1].upper() + text[1:]

@@ -57,6 +57,7 @@ def main(repeats: int = 15) -> int:
         peer = Path(folder) / "peer.py"
         peer.write_text(PEER)
         os.environ["XDG_CONFIG_HOME"] = folder
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled
         commands = {
             "typer: a command": [sys.executable, str(peer), "two", "x"],
             "typer: --help": [sys.executable, str(peer), "--help"],

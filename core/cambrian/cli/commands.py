@@ -78,7 +78,7 @@ def plugin_commands() -> PluginCommands:
                     f"Disable it: cambrian plugins disable {plugins.rows[row].name}.",
                 )
             elif name in owners:
-                what = f"The command '{name}'"
+                what = f"command '{name}'"
                 commands.refused[name] = plugins.clash(owners[name], row, what)
                 commands.found.pop(name, None)
             else:

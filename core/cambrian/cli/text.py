@@ -73,4 +73,5 @@ def problems(rows: Sequence[Problem]) -> None:
     typer.secho("PROBLEMS", bold=True)
     for row in rows:
         who = f"{row.name} ({row.origin})" if row.name else row.origin
-        paragraph(f"{who}: {row.reason.rstrip('.')}. {row.remedy}".rstrip())
+        stop = "" if row.reason.endswith((".", "?")) else "."
+        paragraph(f"{who}: {row.reason}{stop} {row.remedy}".rstrip())
