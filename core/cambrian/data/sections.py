@@ -69,8 +69,8 @@ def tidy(text: str, data: TextData) -> str:
 
 
 def _whole_lines(raw: str) -> int:
-    """Where the last line begins; in a line without end, the last word."""
-    return raw.rfind("\n") + 1 or max(raw.rfind(" "), 0) or len(raw)
+    """Where the last line begins; in a line without end, the blanks before the last word."""
+    return raw.rfind("\n") + 1 or len(raw[: raw.rfind(" ") + 1].rstrip(" \t")) or len(raw)
 
 
 def _cut(text: str, start: int) -> int:
