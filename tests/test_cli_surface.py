@@ -36,7 +36,7 @@ def cambrian(*arguments: str, **variables: str) -> subprocess.CompletedProcess[s
     program = Path(sys.executable).with_name("cambrian")
     return subprocess.run(
         [str(program), *arguments],
-        env={**os.environ, **variables},
+        env={**os.environ, "XDG_CONFIG_HOME": os.devnull, **variables},
         capture_output=True,
         text=True,
         timeout=60,

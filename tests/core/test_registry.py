@@ -127,7 +127,7 @@ def test_an_entry_named_like_another_architecture_is_refused(
             4,
             "plain file",
         ),
-        ('[models.x]\narchitecture="toy"\nrecipe.trian = {steps = 1}\n', 3, "mean 'train'"),
+        ('[models.x]\narchitecture="toy"\nrecipe.trainn = {steps = 1}\n', 3, "mean 'train'"),
         ('[models.x]\narchitecture="toy"\n[models.x.recipe]\ntrain = 3\n', 3, "recipe"),
         ('[models."a/b"]\narchitecture = "toy"\n', 1, "'a/b' is no name"),
         ("[models]\nx = 3\n", 2, r"write \[models.NAME\]"),
