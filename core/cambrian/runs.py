@@ -34,6 +34,7 @@ TRAIN = "train"
 RUN = "run.json"
 RECIPE = "recipe.toml"
 DATA = "data.json"
+CONTENT = "content_sha256"  # of a data summary
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -230,8 +231,7 @@ def require_same_data(out: Path, summary: Mapping[str, Any]) -> None:
     """Record what the run trains on; a resumed run must find the same."""
     file = out / TRAIN / DATA
     now = msgspec.to_builtins(summary)
-    content = now.get("content")
-    if file.is_file() and read_json(file).get("content") != content:
+    if file.is_file() and read_json(file).get(CONTENT) != now.get(CONTENT):
         raise CambrianError(
             f"The data of {out} has changed since the run began, so it cannot go on exactly; put "
             "the data back, or start a new run from this folder's weights."

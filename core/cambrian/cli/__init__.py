@@ -81,6 +81,9 @@ def one_line_errors() -> Generator[None]:
     except BrokenPipeError:  # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except OSError as error:  # a path that cannot be read or written
+        what = error.filename or "a file"
+        fail(f"error: Cannot use {what}: {error.strerror or error}.", 1, error)
     except Exception as error:
         text = " ".join(str(error).split())
         fail(

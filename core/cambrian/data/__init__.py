@@ -45,8 +45,9 @@ class Batches(Protocol):
 class Prepared:
     """Data ready for training: the processor, the config that fits it, and the batches.
 
-    `summary` is what the model card and the logs say of the data, JSON-ready. Throughput is
-    counted in `unit`s, of which a row of a batch holds `units_per_row`.
+    `summary` is what the model card and the logs say of the data, JSON-ready; its
+    "content_sha256" must change with the data, for a run goes on only with what it began with.
+    Throughput is counted in `unit`s, of which a row of a batch holds `units_per_row`.
     """
 
     processor: Processor
