@@ -142,7 +142,7 @@ def read_config() -> dict[str, Any]:
     file = config_file()
     try:
         config = tomllib.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise BrokenFile(f"Cannot read {file}: {error.strerror}.") from error
