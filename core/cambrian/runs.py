@@ -148,9 +148,10 @@ def settle(registry: Registry, target: str, trainer: str, wishes: Wishes) -> Sta
     checkpoint = None
     if resolved.folder is not None or resolved.uri is not None:
         checkpoint = checkpoint_of(resolved, registry, target)
-        spec, config, recipe = checkpoint.spec, checkpoint.config, checkpoint.spec.recipe
+        spec, config = checkpoint.spec, checkpoint.config
+        recipe = spec.fine_tuning or spec.recipe
         if resolved.entry is not None:
-            _, recipe = registry.settings(resolved)
+            config, recipe = apply(config, recipe, resolved.entry.recipe, resolved.entry.name)
     else:
         config, recipe = registry.settings(resolved)
         spec = resolved.spec

@@ -49,6 +49,7 @@ class ModelSpec:
     """An architecture: how to build, feed, train and deploy one family of models.
 
     `config` is a frozen dataclass whose fields carry the reference checkpoint's own names.
+    `recipe` trains from scratch, `fine_tuning` (if given) from weights that exist.
     `model_type` and `model_class` are what the reference writes in config.json as `model_type`
     and `architectures`; they let a folder from elsewhere be recognised.
     """
@@ -62,6 +63,7 @@ class ModelSpec:
     data: Ref[Prepare]
     pipeline: Ref[type[Pipeline]]
     recipe: Recipe
+    fine_tuning: Recipe | None = None
     weights: Ref[Weights] | None = None
     model_type: str | None = None
     model_class: str | None = None

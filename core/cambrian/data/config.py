@@ -13,6 +13,7 @@ class TextData:
     validation: held-out text, given like `source`; empty to split `validation_fraction` off.
     tokenizer: "bpe" (byte-level, trained on the text), "char", or a path to a tokenizer.json or
         to a folder with tokenizer.json or vocab.json and merges.txt.
+    length: tokens in a row of a batch; 0 for as many as the model can read.
     text_key: the field that holds the text in JSONL records.
     normalize: a Unicode form ("NFC", "NFKC"), or "" to leave the text alone.
     clean: drop control characters, unify line ends, strip trailing blanks.
@@ -24,6 +25,7 @@ class TextData:
     validation_fraction: float = 0.05
     tokenizer: str = "bpe"
     vocab_size: int = 4096
+    length: int = 0
     text_key: str = "text"
     normalize: str = "NFC"
     clean: bool = True

@@ -156,7 +156,7 @@ def _contents(sources: Iterable[Source], hashes: Hashes, meter: Meter) -> list[t
 def _settings(data: TextData, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """What decides over the tokens beside the text."""
     settings = asdict(data)
-    for name in ("source", "tokenizer", "vocab_size"):
+    for name in ("source", "length", "tokenizer", "vocab_size"):
         del settings[name]
     settings["validation"] = bool(data.validation)
     if tokenizer is None:
