@@ -17,6 +17,7 @@ import pytest
 
 from cambrian.data import text as module
 from cambrian.data.config import TextData
+from cambrian.data.sections import sections
 from cambrian.data.text import TextStore, prepare_text
 from cambrian.data.tokenizer import END, Tokenizer
 from cambrian.errors import BrokenFile, CambrianError, NotFound, UsageError
@@ -140,9 +141,15 @@ def test_a_long_document_that_comes_twice_adds_nothing(tmp_path: Path) -> None:
     np.testing.assert_array_equal(twice.train, once.train)
     assert twice.summary["documents"] == 1
     assert twice.summary["duplicates"] > 3
-    # and where only its end was seen before, the document still ends
-    parts = prepare(write(tmp_path / "c", text[-9000:], text[: 1 << 15] + "\n" + text[-9000:]))
-    assert sum((t == 0).sum() for t in (parts.train, parts.validation)) == 2
+
+
+def test_a_document_ends_where_its_last_new_section_does(tmp_path: Path) -> None:
+    text = "".join(document(i) + "\n" for i in range(1500))
+    tail = list(sections([(text, True)], TextData()))[-1].text
+    assert len(tail) < len(text) / 2
+    store = prepare(write(tmp_path / "t", tail, text))
+    assert store.summary["duplicates"] == 1
+    assert sum((tokens == 0).sum() for tokens in (store.train, store.validation)) == 2
 
 
 def test_given_validation_text_leaves_all_of_the_source_to_training(tmp_path: Path) -> None:
