@@ -127,7 +127,7 @@ def test_reading_a_file_leaves_no_pages_mapped(tmp_path) -> None:
     mapped = np.memmap(file, np.uint16, "r")
     windows = Windows(mapped, length=32, batch_size=4, seed=0)
     plain = Windows(stream(60000), length=32, batch_size=4, seed=0)
-    for i in range(0, 200, 64):  # the batches after which pages are released
+    for i in range(0, 200, 7):  # among them batches after which pages are released
         np.testing.assert_array_equal(windows.batch(i)["labels"], plain.batch(i)["labels"])
     changed = np.memmap(file, np.uint16, "c")
     changed[:] = 7

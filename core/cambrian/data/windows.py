@@ -17,7 +17,7 @@ from cambrian.errors import UsageError
 
 Tokens: TypeAlias = NDArray[np.unsignedinteger[Any]]
 IGNORED = -100  # the label that torch's cross-entropy leaves out
-RELEASE_EVERY = 64  # batches
+RELEASE_EVERY = 8  # batches
 
 
 class Windows:
