@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import toy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cambrian.artifact import Port, Signature
+import toy
+from cambrian.artifact import Artifact, Port, Signature
 from cambrian.config import Recipe
+from cambrian.export.flow import export_model
 from cambrian.model import Case, Graph, Model, Update
 from cambrian.specs import ModelSpec, Ref
+from cambrian_onnx import register_exporters, register_runtimes
 
 
 class Decoder(nn.Module):
@@ -148,3 +152,15 @@ SPEC = ModelSpec(
     pipeline=Ref("toy:ToyPipeline"),
     recipe=Recipe(),
 )
+
+
+def export(out: Path, model: Toy | None = None, **changes: Any) -> Artifact:
+    """Export the toy as the command line would; `changes` replace what `export_model` is given."""
+    given: dict[str, Any] = {
+        "config": toy.ToyConfig(),
+        "exporter": register_exporters()[0],
+        "runtime": register_runtimes()[0],
+        "config_files": {"config.json": b'{"model_type": "toy"}\n'},
+        "weights_sha256": "0" * 64,
+    }
+    return export_model(model or build(), SPEC, toy.ToyProcessor(), out, **(given | changes))

@@ -41,13 +41,13 @@ class OnnxRuntime(Runtime):
         if device == "cuda" or (device == "auto" and _has_nvidia_driver()):
             try:
                 return OnnxSession(artifact, "cuda")
-            except _NotServed:
+            except NotServedError:
                 if device == "cuda":
                     raise
         return OnnxSession(artifact, "cpu")
 
 
-class _NotServed(CambrianError):
+class NotServedError(CambrianError):
     """The provider asked for does not serve the session."""
 
 
@@ -104,7 +104,7 @@ class OnnxSession(Session):
         self._sessions = {}
 
 
-def _options(shared: bool) -> onnxruntime.SessionOptions:
+def _options(shared: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = _cores()
@@ -114,8 +114,8 @@ def _options(shared: bool) -> onnxruntime.SessionOptions:
     return options
 
 
-def _load(file: Path, device: str, options: onnxruntime.SessionOptions) -> Any:
-    """Load one graph; _NotServed if `device` is not what would compute it."""
+def _load(file: Path, device: str, options: Any) -> Any:
+    """Load one graph; NotServedError if `device` is not what would compute it."""
     # TF32 rounds float32 to 10 bits in matrix products: float32 must mean float32.
     providers: list[Any] = [(CUDA, {"use_tf32": "0"}), CPU] if device == "cuda" else [CPU]
     with _quiet():
@@ -126,7 +126,7 @@ def _load(file: Path, device: str, options: onnxruntime.SessionOptions) -> Any:
         except Exception as error:  # its errors share no class but this
             raise BrokenFile(f"ONNX Runtime cannot load {file}: {_first(error)}") from error
     if device == "cuda" and session.get_providers()[0] != CUDA:
-        raise _NotServed(
+        raise NotServedError(
             "ONNX Runtime cannot use CUDA here: no GPU, no driver, or no CUDA 13 and cuDNN 9 "
             "libraries it could load. Use --device cpu, or install onnxruntime-gpu with them."
         )

@@ -1,6 +1,6 @@
 """Export: a model's graphs in another format, proved equal to the model before anyone sees them.
 
-This module and `golden` import no torch: what is exported is verified where torch is not.
+`flow` exports, `golden` verifies what was exported, without torch; `parity` is how both compare.
 """
 
 from __future__ import annotations
@@ -8,16 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from cambrian.artifact import GraphFile
-from cambrian.export.golden import verify_artifact
 
 if TYPE_CHECKING:
-    from cambrian.export.flow import export_model
     from cambrian.model import Model
-
-__all__ = ["Exporter", "export_model", "verify_artifact"]
 
 
 class Exporter(ABC):
@@ -37,13 +33,7 @@ class Exporter(ABC):
         """Write every graph of `model` (float32, eval mode; left unchanged) below `folder`."""
 
     @abstractmethod
-    def stamp(self, folder: Path, graphs: Mapping[str, GraphFile], facts: Mapping[str, str]) -> None:
+    def stamp(
+        self, folder: Path, graphs: Mapping[str, GraphFile], facts: Mapping[str, str]
+    ) -> None:
         """Write `facts` (origin, receipt) into the graphs' files, where the format has room."""
-
-
-def __getattr__(name: str) -> Any:
-    if name == "export_model":
-        from cambrian.export.flow import export_model
-
-        return export_model
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

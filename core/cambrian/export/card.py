@@ -28,8 +28,8 @@ def card(manifest: Manifest, summary: str, name: str) -> str:
 ## Checked against the model
 
 Every output of every case, over all its elements, on {found["provider"]}: at most \
-{found["max_abs_diff"]:.2g} off, where {found["limit"]:.0e} times the largest magnitude (at least 1) \
-is allowed; largest elements agree in {found["argmax_agreement"]:.4%}; the pipeline's probe: \
+{found["max_abs_diff"]:.2g} off, where {found["limit"]:.0e} times the largest magnitude (at least \
+1) is allowed; largest elements agree in {found["argmax_agreement"]:.4%}; the pipeline's probe: \
 {found["probe"]}.
 
 | case | max difference | allowed | relative RMS | argmax agreement |

@@ -99,8 +99,8 @@ class _Export:
                 reference,
                 candidate,
                 self.limit,
-                recorder.observe,
-                lambda case: self.progress(f"checking {case}"),
+                observe=recorder.observe,
+                progress=lambda case: self.progress(f"checking {case}"),
             )
             want = self.pipeline(reference).probe()
             probe = compare_probes(want, self.pipeline(candidate).probe())
@@ -135,6 +135,17 @@ class _Export:
         manifest = self.describe(folder, draft.graphs, found)
         (folder / CARD).write_text(card(manifest, self.spec.summary, name), "utf-8")
         return manifest
+
+    def set_aside(
+        self, folder: Path, draft: Manifest, found: Mapping[str, Any], aside: Path
+    ) -> None:
+        """Move the folder to `aside`, without a manifest, so that nothing opens it by mistake."""
+        self.describe(folder, draft.graphs, found)
+        (folder / MANIFEST).rename(folder / REJECTED)
+        require_ours(aside)
+        if aside.exists():
+            shutil.rmtree(aside)
+        folder.rename(aside)
 
 
 def export_model(
@@ -189,28 +200,16 @@ def export_model(
             draft = job.write(folder, writer)
             found, problem = job.verify(folder, writer)
             if problem:
-                raise _reject(job, folder, draft, found, out, problem)
+                aside = out.with_name(f"{out.name}.rejected")
+                job.set_aside(folder, draft, found, aside)
+                raise Rejected(
+                    f"The export does not equal its model: {problem}. Nothing was written to "
+                    f"{out}; the files are in {aside} for inspection."
+                )
             job.seal(folder, writer, draft, found, out.name)
     except OSError as error:
         raise disk_failure(error, f"{out}") from error
     return Artifact.open(out)
-
-
-def _reject(
-    job: _Export, folder: Path, draft: Manifest, found: Mapping[str, Any], out: Path, problem: str
-) -> Rejected:
-    """Put the folder aside under another name, without a manifest, and say why."""
-    job.describe(folder, draft.graphs, found)
-    (folder / MANIFEST).rename(folder / REJECTED)
-    aside = out.with_name(out.name + ".rejected")
-    require_ours(aside)
-    if aside.exists():
-        shutil.rmtree(aside)
-    folder.rename(aside)
-    return Rejected(
-        f"The export does not equal its model: {problem}. Nothing was written to {out}; the "
-        f"files are in {aside} for inspection."
-    )
 
 
 def require_ours(folder: Path) -> None:
@@ -222,7 +221,9 @@ def require_ours(folder: Path) -> None:
         and not (folder / MANIFEST).is_file()
         and not (folder / REJECTED).is_file()
     ):
-        raise UsageError(f"{folder} is no exported folder and will not be replaced; choose another.")
+        raise UsageError(
+            f"{folder} is no exported folder and will not be replaced; choose another."
+        )
 
 
 def versions(distributions: tuple[str, ...]) -> dict[str, str]:
@@ -234,5 +235,3 @@ def versions(distributions: tuple[str, ...]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-

@@ -154,11 +154,12 @@ def verify_artifact(
     limit = tolerance_for(artifact.manifest.precision, recorded)
     index, tensors = read_golden(folder / GOLDEN)
     session = runtime.runtime.load()().open(folder, device)
+    replay = _Replay(session, tensors, limit)
     try:
-        results = [
-            _repeat(name, calls, tensors, session, limit, progress)
-            for name, calls in index.cases.items()
-        ]
+        results: list[Result] = []
+        for name, calls in index.cases.items():
+            progress(name)
+            results.append(replay.run(name, calls))
         probe = None
         if build is not None:
             want = {name: tensors[f"probe/{name}"] for name in index.probe}
@@ -175,51 +176,51 @@ def verify_artifact(
         session.close()
 
 
-def _repeat(
-    name: str,
-    calls: Sequence[Call],
-    tensors: Mapping[str, Array],
-    session: Session,
-    limit: float,
-    progress: Progress,
-) -> Result:
-    progress(name)
-    found: list[Result] = []
-    state = None
-    for number, call in enumerate(calls):
-        inputs = {key: tensors[_key(name, number, "input", key)] for key in call.inputs}
-        try:
-            fitted = fit_dtypes(inputs, session.signatures[call.graph])
-            outputs, state = session.run(call.graph, fitted, state)
-        except CambrianError as error:
-            return Result(name=name, problem=str(error))
-        for key, output in call.outputs.items():
-            stored = tensors[_key(name, number, "sample", key)]
-            choices = tensors[_key(name, number, "largest", key)]
-            found.append(_hold(name, key, output, outputs[key], stored, choices, limit))
-    return worst_of(name, found)
+@dataclass(frozen=True)
+class _Replay:
+    """Runs recorded cases on a session and compares."""
+
+    session: Session
+    tensors: Mapping[str, Array]
+    limit: float
+
+    def run(self, case: str, calls: Sequence[Call]) -> Result:
+        found: list[Result] = []
+        state = None
+        for number, call in enumerate(calls):
+            inputs = {name: self.tensors[_key(case, number, "input", name)] for name in call.inputs}
+            try:
+                fitted = fit_dtypes(inputs, self.session.signatures[call.graph])
+                outputs, state = self.session.run(call.graph, fitted, state)
+            except CambrianError as error:
+                return Result(name=case, problem=str(error))
+            for name, expected in call.outputs.items():
+                found.append(self.compare(case, number, name, expected, outputs[name]))
+        return worst_of(case, found)
+
+    def compare(self, case: str, number: int, name: str, expected: Output, value: Array) -> Result:
+        """Compare an output with what is kept of it."""
+        stored = self.tensors[_key(case, number, "sample", name)]
+        choices = self.tensors[_key(case, number, "largest", name)]
+        if value.shape != expected.shape:
+            return Result(name=name, problem=f"has shape {value.shape}, not {expected.shape}")
+        if value.dtype.kind != "f":
+            return compare(name, stored, sample(value, case, name), 0.0)
+        if not np.isfinite(value).all():
+            return Result(name=name, problem="gives NaN or infinity")
+        # The scale is the whole output's; the sample may miss the largest element.
+        allowed = self.limit * max(1.0, expected.largest)
+        worse = _beyond(value, choices, allowed)
+        if worse:
+            return Result(name=name, problem=f"the largest element is another in {worse} last rows")
+        largest = float(np.abs(stored).max()) if stored.size else 0.0
+        return compare(name, stored, sample(value, case, name), allowed / max(1.0, largest))
 
 
-def _hold(
-    case: str, key: str, expected: Output, value: Array, stored: Array, choices: Array, limit: float
-) -> Result:
-    """Compare an output with what is kept of it."""
-    if value.shape != expected.shape:
-        return Result(name=key, problem=f"has shape {value.shape}, not {expected.shape}")
-    if value.dtype.kind != "f":
-        return compare(key, stored, sample(value, case, key), 0.0)
-    if not np.isfinite(value).all():
-        return Result(name=key, problem="gives NaN or infinity")
-    scaled = limit * max(1.0, expected.largest)
-    # The scale is the whole output's, of which the sample may miss the largest element.
-    found = compare(key, stored, sample(value, case, key), scaled / max(1.0, _largest(stored)))
+def _beyond(value: Array, choices: Array, allowed: float) -> int:
+    """In how many last rows what was the largest element now falls short by more than allowed."""
+    if not choices.size:
+        return 0
     rows = _last_rows(value)[: len(choices)].astype(np.float32)
-    short = rows.max(-1) - rows[np.arange(len(choices)), choices] if len(choices) else rows[:0, 0]
-    beyond = int(np.count_nonzero(short > scaled))
-    if beyond:
-        return Result(name=key, problem=f"the largest element is another in {beyond} last rows")
-    return found
-
-
-def _largest(value: Array) -> float:
-    return float(np.abs(value).max()) if value.size else 0.0
+    chosen = np.take_along_axis(rows, choices.astype(np.int64)[:, None], axis=1)[:, 0]
+    return int(np.count_nonzero(rows.max(-1) - chosen > allowed))

@@ -153,6 +153,7 @@ def sweep(
     reference: Session,
     candidate: Session,
     limit: float,
+    *,
     observe: Observer,
     progress: Progress,
 ) -> list[Result]:
@@ -222,8 +223,10 @@ def receipt(
 
 
 def verdict(results: list[Result], probe: Result | None) -> str:
-    """Why an export fails: its worst case; "" if it passes."""
+    """Why an export fails: its worst case, or else the probe; "" if it passes."""
     if not results:
         return "there is no case to check it with"
-    worst = max([*results, *([probe] if probe else [])], key=lambda result: result.badness)
+    worst = max(results, key=lambda found: found.badness)
+    if worst.badness <= 1 and probe is not None:
+        worst = probe
     return "" if worst.badness <= 1 else str(worst)

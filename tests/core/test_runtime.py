@@ -1,0 +1,147 @@
+"""What every engine must do alike, on torch and on ONNX Runtime; and the checks of a call."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import toy
+import toy_model
+from cambrian.artifact import resolve_shape
+from cambrian.errors import CambrianError, UsageError
+from cambrian.runtime import Session
+from cambrian.runtime.torch import TorchSession
+from cambrian_onnx.runtime import OnnxRuntime
+
+IDS = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+
+
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Session]:
+    folder = tmp_path_factory.mktemp("exported") / "toy"
+    toy_model.export(folder)
+    return {
+        "torch": TorchSession(toy_model.build()),
+        "onnxruntime": OnnxRuntime().open(folder, "cpu"),
+    }
+
+
+@pytest.fixture(params=["torch", "onnxruntime"])
+def session(sessions: dict[str, Session], request: pytest.FixtureRequest) -> Session:
+    return sessions[request.param]
+
+
+def run(session: Session, ids: np.ndarray, past: int = 0, state=None, padding=()):
+    return session.run("decoder", toy.decoder_inputs(ids, past, padding), state)
+
+
+def test_cached_calls_equal_one_long_call(session: Session) -> None:
+    whole, _ = run(session, IDS)
+    first, state = run(session, IDS[:, :3])
+    second, state = run(session, IDS[:, 3:4], 3, state)
+    third, _ = run(session, IDS[:, 4:], 4, state)
+    pieces = [outputs["logits"] for outputs in (first, second, third)]
+    np.testing.assert_allclose(np.concatenate(pieces, 1), whole["logits"], atol=2e-6)
+
+
+def test_state_can_be_used_twice(session: Session) -> None:
+    _, state = run(session, IDS[:, :3])
+    once, _ = run(session, IDS[:, 3:], 3, state)
+    again, _ = run(session, IDS[:, 3:], 3, state)
+    np.testing.assert_array_equal(once["logits"], again["logits"])
+
+
+def test_left_padding_changes_nothing(session: Session) -> None:
+    plain, _ = run(session, IDS)
+    padded, _ = run(session, np.pad(IDS, ((0, 0), (2, 0))), padding=(2, 2))
+    np.testing.assert_allclose(padded["logits"][:, 2:], plain["logits"], atol=2e-6)
+
+
+def test_state_is_kept_out_of_the_outputs(session: Session) -> None:
+    outputs, state = run(session, IDS)
+    assert set(outputs) == {"logits"}
+    assert set(state) == {"past_key_values.0.key", "past_key_values.0.value"}
+
+
+def test_new_state_keeps_what_a_call_does_not_renew(session: Session) -> None:
+    _, state = run(session, IDS)
+    noise = {"noise": np.zeros((1, 8), np.float32), "label": np.zeros(1, np.int64)}
+    _, kept = session.run("generator", noise, state)
+    assert kept.keys() == state.keys()
+
+
+def test_state_may_be_given_as_input(session: Session) -> None:
+    empty = np.zeros((2, 2, 0, 8), np.float32)
+    given = toy.decoder_inputs(IDS, 0) | {"past_key_values.0.key": empty}
+    outputs, _ = session.run("decoder", given)
+    np.testing.assert_array_equal(outputs["logits"], run(session, IDS)[0]["logits"])
+
+
+def test_read_only_and_reversed_arrays_are_taken(session: Session) -> None:
+    ids = IDS[:, ::-1]
+    ids.setflags(write=False)
+    np.testing.assert_array_equal(
+        run(session, ids)[0]["logits"], run(session, ids.copy())[0]["logits"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_id": IDS}, "has no input 'input_id'. Did you mean 'input_ids'?"),
+        ({"input_ids": IDS.astype(np.int32)}, "'input_ids' must be int64, not int32"),
+        ({"position_ids": None}, "input 'position_ids' is missing"),
+        ({"input_ids": IDS[0]}, r"must have 2 dimensions \(batch, sequence\), not 1"),
+        ({"position_ids": IDS[:1]}, "'batch' is 2 in 'input_ids' but 1 in 'position_ids'"),
+        (
+            {"attention_mask": np.ones((2, 7), np.int64)},
+            r"'attention_mask' must have shape \(2, 5\) \(batch, past \+ sequence\), not \(2, 7\)",
+        ),
+    ],
+)
+def test_wrong_calls_are_named(session: Session, change: dict, message: str) -> None:
+    inputs = {**toy.decoder_inputs(IDS, 0), **change}
+    inputs = {name: value for name, value in inputs.items() if value is not None}
+    with pytest.raises(CambrianError, match=message):
+        session.run("decoder", inputs)
+
+
+def test_unknown_graph_is_named(session: Session) -> None:
+    with pytest.raises(CambrianError, match=r"no graph 'decode'.*Did you mean 'decoder'\?"):
+        session.run("decode", {})
+
+
+def test_torch_refuses_a_model_in_training_mode() -> None:
+    with pytest.raises(CambrianError, match="eval mode"):
+        TorchSession(toy_model.build().train())
+
+
+def test_torch_refuses_a_device_that_is_not_there() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UsageError, match="cuda"):
+        TorchSession(toy_model.build(), "cuda")
+
+
+def test_torch_gives_bfloat16_as_float32() -> None:
+    class Half(torch.nn.Module):
+        def forward(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(value.bfloat16() for value in decoder(**inputs))
+
+    model = toy_model.build()
+    session = TorchSession(model)
+    decoder = session.graphs["decoder"].module
+    exact = run(session, IDS)[0]["logits"]
+    graph = toy_model.Graph(name="decoder", module=Half(), signature=toy_model.DECODER)
+    session.graphs["decoder"] = graph
+    rounded = run(session, IDS)[0]["logits"]
+    assert rounded.dtype == np.float32
+    np.testing.assert_array_equal(
+        rounded, torch.from_numpy(exact).bfloat16().float().numpy(), strict=True
+    )
+
+
+def test_unfixed_dimensions_are_empty() -> None:
+    shape = ("batch", 4, "past", "past + 2")
+    assert resolve_shape(shape, {"batch": 3}) == (3, 4, 0, 2)

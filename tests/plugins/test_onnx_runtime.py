@@ -1,0 +1,110 @@
+"""The ONNX Runtime engine: devices are strict, state stays where it is, nothing is noisy."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import toy
+import toy_model
+from cambrian.artifact import MANIFEST
+from cambrian.errors import BrokenFile, CambrianError, UsageError
+from cambrian_onnx.runtime import CPU, OnnxRuntime, _cores, _has_nvidia_driver
+
+without_gpu = pytest.mark.skipif(_has_nvidia_driver(), reason="this machine has a GPU")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_model.export(tmp_path_factory.mktemp("exported") / "toy").path
+
+
+@without_gpu
+def test_cuda_is_never_replaced_in_silence(folder: Path, capfd: pytest.CaptureFixture) -> None:
+    with pytest.raises(CambrianError, match=r"cannot use CUDA here.*--device cpu"):
+        OnnxRuntime().open(folder, "cuda")
+    assert capfd.readouterr() == ("", "")
+
+
+@without_gpu
+def test_auto_takes_what_there_is(folder: Path, capfd: pytest.CaptureFixture) -> None:
+    session = OnnxRuntime().open(folder, "auto")
+    assert session.provider == CPU
+    assert session.settings["threads"] == _cores()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_unknown_devices_and_formats_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no device 'tpu'"):
+        OnnxRuntime().open(folder, "tpu")
+    other = shutil.copytree(folder, tmp_path / "other")
+    manifest = (other / MANIFEST).read_text().replace('"format": "onnx"', '"format": "gguf"')
+    (other / MANIFEST).write_text(manifest)
+    with pytest.raises(UsageError, match="gguf"):
+        OnnxRuntime().open(other, "cpu")
+
+
+def test_a_damaged_graph_is_not_loaded(folder: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    (damaged / "decoder_model.onnx").write_bytes(b"no protobuf")
+    with pytest.raises(BrokenFile, match=r"decoder_model\.onnx"):
+        OnnxRuntime().open(damaged, "cpu")
+
+
+def test_state_is_the_engines_own_value(folder: Path) -> None:
+    session = OnnxRuntime().open(folder, "cpu")
+    ids = np.array([[1, 2, 3]])
+    _, state = session.run("decoder", toy.decoder_inputs(ids, 0))
+    for value in state.values():
+        assert isinstance(value, onnxruntime.OrtValue)
+        assert tuple(value.shape()) == (1, 2, 3, 8)
+
+
+def test_outputs_outlive_the_session(folder: Path) -> None:
+    session = OnnxRuntime().open(folder, "cpu")
+    outputs, _ = session.run("decoder", toy.decoder_inputs(np.array([[1, 2, 3]]), 0))
+    kept = outputs["logits"].copy()
+    for _ in range(20):
+        session.run("decoder", toy.decoder_inputs(np.array([[4, 5, 6]]), 0))
+    session.close()
+    np.testing.assert_array_equal(outputs["logits"], kept)
+
+
+def test_what_the_engine_cannot_compute_is_one_sentence(folder: Path) -> None:
+    session = OnnxRuntime().open(folder, "cpu")
+    inputs = toy.decoder_inputs(np.array([[99]]), 0)
+    with pytest.raises(CambrianError, match=r"cannot compute decoder.*out of") as caught:
+        session.run("decoder", inputs)
+    assert "\n" not in str(caught.value)
+
+
+def test_running_imports_no_torch(folder: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from cambrian_onnx.runtime import OnnxRuntime
+session = OnnxRuntime().open(Path({str(folder)!r}), "auto")
+noise = {{"noise": np.zeros((2, 8), np.float32), "label": np.zeros(2, np.int64)}}
+outputs, _ = session.run("generator", noise)
+print(outputs["picture"].shape, sorted({{"torch", "onnx"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(2, 3, 4, 4) []"
+    assert done.stderr == ""
+
+
+def test_describing_the_plugin_imports_nothing_slow() -> None:
+    code = """
+import sys, cambrian_onnx
+cambrian_onnx.register_exporters(); cambrian_onnx.register_runtimes()
+print(sorted({"torch", "onnx", "onnxruntime", "numpy"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
