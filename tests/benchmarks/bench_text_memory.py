@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, nargs="+", default=[10, 1000])
     parser.add_argument("--tokenizer", default="char")
     options = parser.parse_args()
-    print("text MB  run     tokens     prepare s  batches s  peak MB  anonymous MB  file MB")
+    print("text MB  run     tokens         prepare s  batches s  peak MB  anonymous MB  file MB")
     with tempfile.TemporaryDirectory() as name:
         for megabytes in options.megabytes:
             folder = Path(name, f"{megabytes:g}")
@@ -111,7 +111,7 @@ def main() -> None:
                 r = json.loads(child.stdout)
                 assert r["hit"] == (run == "second")
                 print(
-                    f"{megabytes:<7g}  {run:<6}  {r['tokens']:<11,}{r['prepare_s']:<11.2f}"
+                    f"{megabytes:<7g}  {run:<6}  {r['tokens']:<15,}{r['prepare_s']:<11.2f}"
                     f"{r['batches_s']:<11.2f}{r['peak_mb']:<9.0f}{r['anonymous_mb']:<14.0f}"
                     f"{r['file_mb']:.0f}",
                     flush=True,

@@ -84,7 +84,8 @@ class Windows:
             generator = np.random.Generator(np.random.Philox(key=[self._seed % 2**64, epoch]))
             offset = int(generator.integers(self._offsets.start, self._offsets.stop))
             kind = np.uint32 if self._count < 2**32 else np.uint64
-            order = generator.permutation(np.arange(self._count, dtype=kind))
+            order = np.arange(self._count, dtype=kind)
+            generator.shuffle(order)
             self._epoch = epoch, offset, order
         _, offset, order = self._epoch
         start = int(order[position]) * self._length - offset
