@@ -52,9 +52,7 @@ class Duel(Line):
     def updates(self) -> Sequence[Update]:
         return [
             Update(name="inner", module=self.inner, loss=self.loss),
-            Update(
-                name="outer", module=self.outer, loss=self.loss, every=2, optimizer={"lr": 0.5}
-            ),
+            Update(name="outer", module=self.outer, loss=self.loss, every=2, optimizer={"lr": 0.5}),
         ]
 
 

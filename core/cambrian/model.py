@@ -82,3 +82,7 @@ class Model(nn.Module, ABC):
         for update in self.updates():
             losses |= update.loss(batch)
         return losses
+
+    def derive(self, means: Mapping[str, float]) -> Mapping[str, float]:
+        """Figures that follow from the means of `evaluate`, as perplexity does from the loss."""
+        return {}

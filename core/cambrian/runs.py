@@ -27,8 +27,7 @@ from cambrian.registry import Registry, load_registry
 from cambrian.specs import ModelSpec
 
 if TYPE_CHECKING:
-    from cambrian.model import Model
-    from cambrian.training import Outcome
+    from cambrian.training import Job, Outcome
 
 TRAIN = "train"
 RUN = "run.json"
@@ -85,11 +84,12 @@ def train(
     start = settle(registry, str(target), trainer, wishes)
     if start.checkpoint is not None and start.checkpoint.path.resolve() == out.resolve():
         raise UsageError(f"{out} cannot be trained into itself; give another folder.")
+    job = prepare(registry, start, out, report, stop)
     remove_run(out)
     recipe = tomli_w.dumps(as_changes(start.config, start.recipe))
     write_bytes(out / TRAIN / RECIPE, recipe.encode())
     write_json(out / TRAIN / RUN, {"target": start.target, "trainer": trainer})
-    return fit(registry, start, out, report, stop)
+    return fit(registry, start, out, job)
 
 
 def resume(
@@ -105,7 +105,7 @@ def resume(
     record = read_json(out / TRAIN / RUN)
     wishes = Wishes(file=out / TRAIN / RECIPE)
     start = settle(registry, str(record["target"]), str(record["trainer"]), wishes)
-    return fit(registry, start, out, report, stop)
+    return fit(registry, start, out, prepare(registry, start, out, report, stop))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,42 +176,42 @@ def absolute(source: str) -> str:
     return str(path.absolute()) if is_path and source != "-" else source
 
 
-def fit(
+def prepare(
     registry: Registry, start: Start, out: Path, report: Report, stop: Callable[[], bool]
-) -> Trained:
-    """Prepare the data, build the model and hand both to the trainer."""
+) -> Job:
+    """Find the trainer, prepare the data, build the model; writes nothing."""
     import torch
 
     from cambrian.training import Job
 
     spec, recipe = start.spec, start.recipe
-    fitter = registry.pick("trainer", start.trainer).trainer.load()()
+    registry.pick("trainer", start.trainer)
     processor = start.checkpoint.processor() if start.checkpoint is not None else None
     prepared = spec.data.load()(start.config, recipe, processor=processor)
-    require_same_data(out, prepared.summary)
     config = prepared.config
-    save_description(out, spec, config, prepared.processor, cambrian.__version__)
-    save_generation(out, spec, config)
     if start.checkpoint is not None:
         model = dataclasses.replace(start.checkpoint, config=config).model()
     else:
         torch.manual_seed(recipe.train.seed)
         model = spec.model.load()(config)
-
-    def publish(model: Model) -> None:
-        save_weights(out, spec, config, model)
-
-    job = Job(
+    return Job(
         model=model,
         data=prepared,
         recipe=recipe,
         folder=out / TRAIN,
-        publish=publish,
+        publish=lambda model: save_weights(out, spec, config, model),
         report=report,
         stop=stop,
     )
-    outcome = fitter.fit(job)
-    return conclude(registry, start, out, prepared.summary, outcome)
+
+
+def fit(registry: Registry, start: Start, out: Path, job: Job) -> Trained:
+    """Describe the model in its folder and let the trainer fit it."""
+    trainer = registry.pick("trainer", start.trainer).trainer.load()()
+    require_same_data(out, job.data.summary)
+    save_description(out, start.spec, job.data.config, job.data.processor, cambrian.__version__)
+    save_generation(out, start.spec, job.data.config)
+    return conclude(registry, start, out, job.data.summary, trainer.fit(job))
 
 
 def remove_run(out: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -215,6 +215,10 @@ class GPT(Model):
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:
         return {**self.loss(batch), "count": (batch["labels"] != IGNORED).sum()}
+
+    def derive(self, means: Mapping[str, float]) -> Mapping[str, float]:
+        """Perplexity: the exponential of the mean loss."""
+        return {"perplexity": math.exp(min(means["loss"], 700))}  # exp overflows beyond
 
     def graphs(self) -> Sequence[Graph]:
         return [Graph(name="decoder", module=Decoder(self), signature=self._signature())]

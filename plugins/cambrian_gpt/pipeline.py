@@ -147,11 +147,16 @@ class TextGeneration(Pipeline):
             for prompt, row in zip(inputs, rows, strict=True)
         ]
 
+    def show(self, result: Mapping[str, Any]) -> str:
+        """The prompt and what follows it."""
+        return f"{result['prompt']}{result['text']}"
+
     def stream(self, item: Any, **options: Any) -> Iterator[str]:
-        """The text of `__call__([item])` in pieces of whole characters."""
+        """The prompt, then the text that follows, in pieces of whole characters."""
         settings = update(self.defaults, options, "options")
         prompts = self._encode([item])
         row, sent = self._continuation(prompts[0], settings), 0
+        yield item
         for chosen in self._tokens(prompts, settings):
             row.append(int(chosen[0]))
             if piece := row.settled[sent:]:

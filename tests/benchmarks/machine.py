@@ -17,6 +17,7 @@ def describe_machine(*distributions: str) -> str:
         flags = next((x for x in info.read_text().splitlines() if x.startswith("flags")), "")
         cpu = names[0].partition(":")[2].strip() if names else cpu
         cpu += ", AVX512-BF16" if "avx512_bf16" in flags else ""
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("cambrian", *distributions))
+    names = "cambrian", *distributions
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{cpu}; {cores} cores; Python {platform.python_version()}; {versions}"

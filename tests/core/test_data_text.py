@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -17,6 +18,7 @@ import pytest
 
 from cambrian.data import text as module
 from cambrian.data.config import TextData
+from cambrian.data.corpus import rank
 from cambrian.data.sections import sections
 from cambrian.data.text import TextStore, prepare_text
 from cambrian.data.tokenizer import END, Tokenizer
@@ -172,9 +174,20 @@ def test_no_validation_on_request(tmp_path: Path) -> None:
         assert store.summary["tokens"]["validation"] == 0
 
 
+def test_a_short_corpus_holds_out_its_section_of_the_lowest_rank(tmp_path: Path) -> None:
+    texts = [document(n).partition(": ")[2] for n in range(4)]
+    lowest = min(texts, key=lambda t: rank(hashlib.blake2b(t.encode(), digest_size=16).digest()))
+    for name, order in (("a", texts), ("b", texts[::-1])):
+        data = write(tmp_path / name, *order)
+        # No content falls below this share of all ranks by itself.
+        store = prepare(replace(data, validation_fraction=1e-9))
+        assert store.validation is not None
+        assert store.tokenizer.decode(store.validation[:-1].tolist()) == lowest
+
+
 def test_empty_splits_say_what_to_do(tmp_path: Path) -> None:
     data = write(tmp_path / "t", document(0))
-    with pytest.raises(UsageError, match=r"fell to validation.*data\.validation_fraction=0"):
+    with pytest.raises(UsageError, match=r"too short.*data\.validation_fraction=0"):
         prepare(replace(data, validation_fraction=1e-9))
     with pytest.raises(UsageError, match=r"lower data\.validation_fraction=0\.999"):
         prepare(replace(data, validation_fraction=0.999999))

@@ -177,9 +177,7 @@ def test_a_stopped_run_ends_with_the_bytes_of_one_that_was_not(
     assert equal(whole.model, second.model)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(
-            whole.published[-1].values(), second.published[-1].values(), strict=True
-        )
+        for a, b in zip(whole.published[-1].values(), second.published[-1].values(), strict=True)
     )
     files = [tmp_path / part / "step-00000012" for part in ("whole", "parts")]
     for file in files[0].glob("*.safetensors"):

@@ -44,6 +44,7 @@ class Unit(NamedTuple):
 
     new: False for a duplicate, which carries no text. begins: the first new one of its document.
     ends: after it the document is over, on the side that holds its last new section.
+    rank: its place among all content; the lowest are held out.
     """
 
     text: str
@@ -51,6 +52,7 @@ class Unit(NamedTuple):
     new: bool
     begins: bool
     ends: bool
+    rank: int
 
 
 class Seen:
@@ -80,6 +82,7 @@ class Corpus:
     """The sources of a run: `train`, and `held_out` where these are given and not split off.
 
     contents: each source's form and sha256, by split. states: the files as they were hashed.
+    least: ranks up to this one are held out whatever the fraction.
     """
 
     data: TextData
@@ -87,6 +90,7 @@ class Corpus:
     held_out: Sequence[Source]
     contents: Sequence[Sequence[str]]
     states: Sequence[tuple[File, str]]
+    least: int = -1
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -113,12 +117,17 @@ class Corpus:
             if seen is None or seen.add(digest):
                 begins = side is None
                 side = given or self._by_content(digest)
-                yield Unit(text, side, True, begins, last)
+                yield Unit(text, side, True, begins, last, rank(digest))
             else:
-                yield Unit("", bool(side), False, False, last and side is not None)
+                yield Unit("", bool(side), False, False, last and side is not None, rank(digest))
 
     def _by_content(self, digest: bytes) -> bool:
         """Whether a digest falls in the held-out fraction, whatever else the corpus holds."""
-        if self.held_out:
+        if self.held_out or not self.data.validation_fraction:
             return False
-        return int.from_bytes(digest[:8], "big") < self.data.validation_fraction * 2**64
+        return rank(digest) <= max(self.least, self.data.validation_fraction * 2**64 - 1)
+
+
+def rank(digest: bytes) -> int:
+    """A number below 2**64 that only the content decides."""
+    return int.from_bytes(digest[:8], "big")

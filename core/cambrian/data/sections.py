@@ -11,7 +11,7 @@ from cambrian.data.config import TextData
 from cambrian.data.sources import Chunk
 
 Form: TypeAlias = Literal["NFC", "NFD", "NFKC", "NFKD"]
-SECTION = 16 << 10  # characters; the size that is aimed at
+SECTION = 4 << 10  # characters; the size that is aimed at
 LIMIT = 64 << 10  # characters; no section is longer
 
 # Where a document may be cut without changing its tokens. GPT-2's pattern (`\s+(?!\S)|\s+`, and

@@ -27,6 +27,7 @@ from cambrian.files import PARTIAL, disk_failure, read_json, write_json
 from cambrian.specs import DatasetEntry
 
 FORMAT = 1  # of the cache; raise it when the same text and settings give other tokens
+SHORT = 4 << 20  # bytes; in a corpus of more, some thousand sections, some are held out for sure
 SAMPLE = 64 << 20  # characters of training text that a tokenizer is fitted to
 BATCH = 1 << 20  # characters encoded at once: each token costs over 100 bytes for a moment
 META, TRAIN, VALIDATION = "meta.json", "train.bin", "validation.bin"
@@ -57,7 +58,7 @@ def prepare_text(
 
     Without `tokenizer` the one that `data` names is used. Without `validation` sources, whole
     documents go to one side or the other by a hash of their content, and long documents by
-    sections of about 16 KiB, so that equal text is always on the same side. Every document's last
+    sections of about 4 KiB, so that equal text is always on the same side. Every document's last
     token is the tokenizer's eos_id, where it has one.
 
     Raises NotFound or UsageError for sources that are not there, settings that make no sense and
@@ -212,6 +213,7 @@ def _build(
     folder: Path, corpus: Corpus, tokenizer: Tokenizer | None, progress: Progress | None
 ) -> None:
     """Fill `folder` with tokens, tokenizer and description."""
+    corpus = _with_held_out(corpus, folder)
     if tokenizer is None:
         with _units(corpus, folder, TRAINING, progress) as units:
             kind = cast("Kind", corpus.data.tokenizer)
@@ -222,6 +224,15 @@ def _build(
     _require_text(corpus.data, summary["tokens"], summary["documents"])
     tokenizer.save(folder)
     write_json(folder / META, summary)
+
+
+def _with_held_out(corpus: Corpus, folder: Path) -> Corpus:
+    """See to it that a short corpus holds something out: its section of the lowest rank."""
+    if corpus.held_out or sum(source.size for source in corpus.sources) > SHORT:
+        return corpus
+    with _units(corpus, folder, TRAINING, None) as units:
+        ranks = sorted(unit.rank for unit in units if unit.new)
+    return replace(corpus, least=ranks[0]) if len(ranks) > 1 else corpus
 
 
 def _encode(
@@ -310,8 +321,6 @@ def _require_text(data: TextData, tokens: Mapping[str, int], documents: int) -> 
         )
     if data.validation_fraction and not tokens["validation"]:
         raise UsageError(
-            f"No text of {where} fell to validation: it is short, and "
-            f"{data.validation_fraction:.0%} of its documents and 16 KiB sections came to none; "
-            "raise data.validation_fraction, give data.validation, or set "
-            "data.validation_fraction=0 to do without."
+            f"{where} is too short to hold a part of it out; give more text, give "
+            "data.validation, or set data.validation_fraction=0 to do without."
         )

@@ -284,7 +284,8 @@ def mean_metrics(model: Model, batches: Iterator[Batch]) -> dict[str, float]:
             for name, value in figures.items():
                 totals[name] = totals.get(name, 0.0) + value * weight
     model.train()
-    return {name: total / seen for name, total in totals.items()}
+    means = {name: total / seen for name, total in totals.items()}
+    return {**means, **model.derive(means)}
 
 
 @torch.no_grad()

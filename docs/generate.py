@@ -1,0 +1,94 @@
+"""Writes the generated pages of the reference: python docs/generate.py [--check]."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from cambrian import config, hookspecs
+from cambrian.data.config import TextData
+from cambrian_gpt.config import GenerationConfig, GPTConfig
+
+REFERENCE = Path(__file__).parent / "reference"
+VERBS = ("list", "info", "train", "eval", "export", "verify", "run", "plugins", "env")
+SECTIONS = {
+    "[model] of the architecture gpt": GPTConfig,
+    "[train]": config.TrainConfig,
+    "[optimizer]": config.OptimizerConfig,
+    "[data] of text": TextData,
+    "Options of text generation (cambrian run --set)": GenerationConfig,
+}
+
+
+def commands() -> str:
+    """Every command's help, as it prints."""
+    parts = ["# Command line\n"]
+    for words in ((), *((verb,) for verb in VERBS)):
+        done = subprocess.run(
+            [sys.executable, "-m", "cambrian", "--no-plugins", *words, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"COLUMNS": "90", "PATH": ""},
+        )
+        title = " ".join(("cambrian", *words))
+        text = "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
+        parts.append(f"## {title}\n\n```text\n{text}\n```\n")
+    return "\n".join(parts)
+
+
+def settings() -> str:
+    """Every settings class: what its docstring says, and its defaults."""
+    parts = ["# Settings\n"]
+    for title, kind in SECTIONS.items():
+        fields = [f"{f.name} = {shown(f)}" for f in dataclasses.fields(kind)]
+        parts.append(f"## {title}\n")
+        parts.append(f"```text\n{inspect.cleandoc(kind.__doc__ or '')}\n```\n")
+        parts.append("Defaults:\n\n```toml\n" + "\n".join(fields) + "\n```\n")
+    return "\n".join(parts)
+
+
+def shown(field: dataclasses.Field[Any]) -> str:
+    """A default in TOML, where TOML has it."""
+    value = field.default
+    if value is None:
+        return '""  # not set'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return str(list(value)).replace("'", '"')
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def hooks() -> str:
+    """Every hook with its signature."""
+    parts = ["# Hooks\n", inspect.cleandoc(hookspecs.__doc__ or "") + "\n"]
+    for name, function in vars(hookspecs).items():
+        if name.startswith("register_"):
+            signature = str(inspect.signature(function)).replace("'", "")
+            parts.append(f"## {name}\n\n    {name}{signature}\n\n{inspect.getdoc(function)}\n")
+    return "\n".join(parts)
+
+
+PAGES = {"cli.md": commands, "settings.md": settings, "hooks.md": hooks}
+
+
+def main() -> None:
+    """Write the pages, or say which are not current."""
+    stale: list[str] = []
+    for name, make in PAGES.items():
+        text, file = make().rstrip() + "\n", REFERENCE / name
+        if "--check" not in sys.argv:
+            file.write_text(text, "utf-8")
+        elif not file.is_file() or file.read_text("utf-8") != text:
+            stale.append(name)
+    if stale:
+        raise SystemExit(f"not current: {', '.join(stale)}; run python docs/generate.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""From raw text to ONNX and back, by the command line and by Python; and into transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+import cambrian
+from cambrian.errors import CambrianError, NotFound, UsageError
+
+TEXT = "".join(f"{n} times {m} is {n * m}.\n" for n in range(90) for m in range(30))
+SMALL = (
+    "n_layer=2",
+    "n_embd=32",
+    "n_head=2",
+    "n_positions=32",
+    "steps=30",
+    "evaluate_every=10",
+    "evaluate_batches=4",
+    "validation_fraction=0.3",
+    "precision=float32",
+)
+
+
+class Folders(NamedTuple):
+    text: Path
+    model: Path
+    artifact: Path
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """A model trained and exported through Python, once for all tests here."""
+    root = tmp_path_factory.mktemp("round")
+    made = Folders(root / "sums.txt", root / "model", root / "model-onnx")
+    made.text.write_text(TEXT)
+    os.environ["XDG_CACHE_HOME"] = str(root / "cache")
+    trained = cambrian.train("gpt-nano", made.model, data=[str(made.text)], settings=SMALL)
+    assert trained.complete and trained.checkpoint is not None
+    cambrian.export(made.model, made.artifact)
+    return made
+
+
+def command(*words: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cambrian", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variables},
+        input="",
+    )
+
+
+def results(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_loss_falls_and_the_run_is_on_record(folders: Folders) -> None:
+    lines = (folders.model / "train" / "metrics.jsonl").read_text().splitlines()
+    losses = [record["loss"] for line in lines if "loss" in (record := json.loads(line))]
+    assert losses[-1] < losses[0] - 0.3
+    card = (folders.model / "README.md").read_text()
+    assert "best validation loss" in card and "sums.txt" in card
+    recipe = (folders.model / "train" / "recipe.toml").read_text()
+    assert "n_layer = 2" in recipe and "steps = 30" in recipe
+
+
+def test_transformers_opens_it_with_equal_logits(folders: Folders) -> None:
+    import transformers
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folders.model).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders.model)
+    ours = cambrian.open_checkpoint(folders.model)
+    ids = tokenizer("7 times 8 is")["input_ids"]
+    assert ids == ours.processor().encode("7 times 8 is")  # pyright: ignore[reportAttributeAccessIssue]
+    with torch.no_grad():
+        difference = theirs(torch.tensor([ids])).logits - ours.model()(torch.tensor([ids]))
+    assert float(difference.abs().max()) < 1e-4
+
+
+def test_what_transformers_saves_trains_and_exports_here(folders: Folders, tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.GPT2Config(
+        vocab_size=300, n_positions=32, n_embd=16, n_layer=1, n_head=2, eos_token_id=0
+    )
+    torch.manual_seed(0)
+    theirs = tmp_path / "theirs"
+    transformers.GPT2LMHeadModel(config).save_pretrained(theirs)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (theirs / name).write_bytes((folders.model / name).read_bytes())
+    tuned = cambrian.train(
+        theirs,
+        tmp_path / "tuned",
+        data=[str(folders.text)],
+        settings=["steps=5", "validation_fraction=0.3", "evaluate_batches=2"],
+    )
+    assert tuned.checkpoint is not None and tuned.checkpoint.config.vocab_size == 300
+    cambrian.export(tmp_path / "tuned", tmp_path / "onnx")
+    assert cambrian.run(tmp_path / "onnx", ["7"], max_new_tokens=3)[0]["finish"] == "length"
+
+
+def test_same_text_from_torch_and_onnx_and_the_command_line(folders: Folders) -> None:
+    prompts = ["7 times 8 is", "1", "12 times 12 "]
+    options: Mapping[str, Any] = {"max_new_tokens": 12, "do_sample": True, "seed": 3}
+    onnx = cambrian.run(folders.artifact, prompts, **options)
+    assert onnx == cambrian.run(folders.model, prompts, **options)
+    done = command(
+        *("run", folders.artifact, *prompts, "--json", "--seed", "3"),
+        *("--set", "max_new_tokens=12", "--set", "do_sample=true"),
+    )
+    assert [json.loads(line) for line in done.stdout.splitlines()] == onnx
+    assert onnx != cambrian.run(folders.artifact, prompts, **{**options, "seed": 4})
+
+
+def test_running_and_verifying_an_artifact_import_no_torch(folders: Folders) -> None:
+    code = (
+        "import sys, cambrian;"
+        "cambrian.run(sys.argv[1], ['7 times'], max_new_tokens=2);"
+        "cambrian.verify(sys.argv[1]);"
+        "print([m for m in ('torch', 'transformers', 'huggingface_hub') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folders.artifact)], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_one_prompt_streams_and_reads_as_it_was_written(folders: Folders) -> None:
+    done = command("run", folders.artifact, "7 times 8", "--set", "max_new_tokens=5")
+    whole = cambrian.run(folders.artifact, ["7 times 8"], max_new_tokens=5)[0]
+    assert done.stdout == whole["prompt"] + whole["text"] + "\n"
+    assert "CPUExecutionProvider" in done.stderr
+
+
+def test_the_command_line_goes_the_whole_way(folders: Folders, tmp_path: Path) -> None:
+    settings = [part for setting in SMALL for part in ("--set", setting)]
+    model, artifact = tmp_path / "cli", tmp_path / "cli-onnx"
+    trained = results(
+        command("train", "gpt-nano", "-o", model, "-d", folders.text, "--json", *settings)
+    )
+    assert trained["complete"] and trained["step"] == 30
+    # The same settings and seed: the same bytes as from Python.
+    assert (model / "model.safetensors").read_bytes() == (
+        folders.model / "model.safetensors"
+    ).read_bytes()
+    exported = results(command("export", model, "--json"))
+    assert exported["folder"] == str(artifact)
+    assert exported["receipt"]["max_abs_diff"] < 1e-4
+    verified = results(command("verify", artifact, "--json"))
+    assert verified["max_abs_diff"] < 1e-4
+    measured = results(command("eval", model, "--json"))
+    assert measured["loss"] == pytest.approx(cambrian.evaluate(model)["loss"], rel=1e-6)
+
+
+def test_evaluating_is_the_mean_loss_of_a_token(folders: Folders) -> None:
+    """Against transformers, over text that fits one window and counts each token once."""
+    import transformers
+
+    text = folders.text.with_name("held-out.txt")
+    text.write_text("3 times 4 is 12.")
+    found = cambrian.evaluate(folders.model, data=[str(text)])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folders.model).eval()
+    ids = cambrian.open_checkpoint(folders.model).processor().encode(text.read_text())  # pyright: ignore[reportAttributeAccessIssue]
+    ids = torch.tensor([[*ids, theirs.config.eos_token_id]])
+    with torch.no_grad():
+        expected = float(theirs(ids, labels=ids).loss)
+    assert found["loss"] == pytest.approx(expected, rel=1e-4)
+    assert found["perplexity"] == pytest.approx(np.exp(expected), rel=1e-3)
+
+
+def test_outputs_are_refused_and_replaced(folders: Folders, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--force to replace it, or --resume"):
+        cambrian.train("gpt-nano", folders.model)
+    with pytest.raises(UsageError, match="exists already"):
+        cambrian.export(folders.model, folders.artifact)
+    with pytest.raises(UsageError, match="cannot be trained into itself"):
+        cambrian.train(folders.model, folders.model, force=True)
+    assert (folders.model / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("train",), 2, "Say what to train"),
+        (("train", "gpt-nan"), 2, "Did you mean 'gpt-nano'"),
+        (("train", "gpt-nano", "--set", "step=3"), 2, "Did you mean 'steps'"),
+        (("train", "gpt-nano", "--data", "/no/such/file"), 2, "/no/such/file"),
+        (("train", "gpt-nano", "--trainer", "lop"), 2, "Did you mean 'loop'"),
+        (("train", "--resume", "/no/such/run"), 2, "holds no run to resume"),
+        (("train", "x", "--resume", "y"), 2, "takes every setting from the run"),
+        (("export", "gpt-nano"), 2, "has no weights yet"),
+        (("export", "/no/such/folder"), 2, "There is no folder"),
+        (("run", "gpt-nano", "x"), 2, "has no weights yet"),
+        (("verify", "/no/such/folder"), 2, "is not an exported folder"),
+        (("eval", "hf://x"), 2, "hf://owner/repo"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_a_code(
+    words: tuple[str, ...], code: int, message: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cambrian", *words],
+        capture_output=True,
+        text=True,
+        input="",
+        cwd=tmp_path,
+    )
+    assert done.returncode == code, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert done.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+def test_bad_options_of_a_run(folders: Folders) -> None:
+    for words, message in (
+        (("--set", "temprature=1"), "Did you mean 'temperature'"),
+        (("--provider", "cuda"), "CUDA"),
+        (("--runtime", "torch"), "does not open onnx folders"),
+    ):
+        done = command("run", folders.artifact, "x", *words)
+        assert done.returncode in (1, 2) and message in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+    done = command("run", folders.artifact)
+    assert done.returncode == 2 and "There is no input" in done.stderr
+
+
+def test_unreachable_hub_is_one_sentence(tmp_path: Path) -> None:
+    done = command(
+        *("run", "gpt2", "x"), HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "hf")
+    )
+    assert done.returncode == 1
+    assert "Cannot fetch hf://openai-community/gpt2@607a30d" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_checkpoints_are_named() -> None:
+    with pytest.raises(NotFound):
+        cambrian.load("/no/such/folder")
+    with pytest.raises(CambrianError):
+        cambrian.open_checkpoint("gpt-nano")
+
+
+def test_public_names_are_all_there() -> None:
+    for name in cambrian.__all__:
+        assert getattr(cambrian, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = cambrian.nothing  # pyright: ignore[reportAttributeAccessIssue]
