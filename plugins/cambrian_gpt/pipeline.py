@@ -56,15 +56,17 @@ def choose(
     """The next token of each row: the best or, with `do_sample`, one drawn by its generator."""
     if not options.do_sample:
         return scores.argmax(axis=-1)
-    scores = scores / options.temperature
+    scores, tokens = scores / options.temperature, np.arange(scores.shape[-1])
     if options.top_k:
         scores = keep_top_k(scores, options.top_k)
+        tokens = np.flatnonzero(np.isfinite(scores).any(axis=0))  # the rest is for the few left
+        scores = scores[:, tokens]
     if options.top_p < 1:
         scores = keep_top_p(scores, options.top_p)
     cumulative = probabilities(scores).cumsum(axis=-1)
     drawn = np.array([generator.random() for generator in generators])
     # Scaled by the last sum, which rounding keeps from being exactly 1.
-    return (cumulative <= drawn[:, None] * cumulative[:, -1:]).sum(axis=-1)
+    return tokens[(cumulative <= drawn[:, None] * cumulative[:, -1:]).sum(axis=-1)]
 
 
 class Continuation:

@@ -53,4 +53,4 @@ def test_an_export_writes_the_same_text(tied: bool, tmp_path: Path) -> None:
         assert texts == theirs(PROMPTS, max_new_tokens=15, **options)
         alone = [theirs([prompt], max_new_tokens=15)[0] for prompt in PROMPTS]
         assert options or alone == texts
-    assert "".join(theirs.stream(PROMPTS[1], max_new_tokens=15)) == alone[1]["text"]
+    assert "".join(theirs.stream(PROMPTS[1], max_new_tokens=15)) == theirs.show(alone[1])

@@ -219,7 +219,8 @@ def test_stop_strings_across_tokens(letters: Tokenizer, stop: list[str]) -> None
     [result] = run(["x"], **options)
     at = min(text.find(s) for s in stop if s in text)
     assert (result["text"], result["finish"]) == (text[:at], "stop")
-    pieces = list(run.stream("x", **options))
+    prompt, *pieces = run.stream("x", **options)
+    assert prompt == "x"
     assert "".join(pieces) == text[:at]  # nothing of the stop string was sent ahead
     assert all(pieces)
 
@@ -227,15 +228,15 @@ def test_stop_strings_across_tokens(letters: Tokenizer, stop: list[str]) -> None
 def test_what_only_resembles_a_stop_string_is_sent(letters: Tokenizer) -> None:
     run = scripted(letters, letters.encode("aab aabaac"))
     pieces = list(run.stream("x", stop=["aabaab", "aac!"], max_new_tokens=10))
-    assert pieces == ["aab ", "aabaac"]
+    assert pieces == ["x", "aab ", "aabaac"]
 
 
 def test_streams_hold_back_unfinished_characters(letters: Tokenizer) -> None:
     text = "aé日🦊b"
     pieces = list(scripted(letters, letters.encode(text)).stream("x", max_new_tokens=11))
-    assert pieces == ["a", "é", "日", "🦊", "b"]
+    assert pieces == ["x", "a", "é", "日", "🦊", "b"]
     cut = list(scripted(letters, letters.encode(text)).stream("x", max_new_tokens=5))
-    assert cut == ["a", "é", "\ufffd"]  # at the end nothing is held back
+    assert cut == ["x", "a", "é", "\ufffd"]  # at the end nothing is held back
 
 
 def test_streams_join_to_the_text(generator: TextGeneration) -> None:
@@ -244,7 +245,7 @@ def test_streams_join_to_the_text(generator: TextGeneration) -> None:
             options = {"do_sample": True, "seed": seed, "max_new_tokens": 20, "stop": ["o", "🦊"]}
             [result] = generator([prompt], **options)
             pieces = list(generator.stream(prompt, **options))
-            assert "".join(pieces) == result["text"]
+            assert "".join(pieces) == prompt + result["text"] == generator.show(result)
 
 
 def test_an_unknown_option_of_a_stream_is_refused(generator: TextGeneration) -> None:
