@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from cambrian.config import Recipe
+from cambrian.config import Changes, Recipe
 from cambrian.errors import CambrianError
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class ModelSpec:
     """An architecture: how to build, feed, train and deploy one family of models.
 
     `config` is a frozen dataclass whose fields carry the reference checkpoint's own names.
-    `recipe` trains from scratch, `fine_tuning` (if given) from weights that exist.
+    `example` holds settings, by section, of a model so small that it trains in a second or two:
+    what the contract tests use. `recipe` trains from scratch, `fine_tuning` (if given) from weights that exist.
     `model_type` and `model_class` are what the reference writes in config.json as `model_type`
     and `architectures`; they let a folder from elsewhere be recognised.
     """
@@ -64,6 +65,7 @@ class ModelSpec:
     pipeline: Ref[type[Pipeline]]
     recipe: Recipe
     fine_tuning: Recipe | None = None
+    example: Changes = field(default_factory=dict[str, Mapping[str, Any]])
     weights: Ref[Weights] | None = None
     model_type: str | None = None
     model_class: str | None = None

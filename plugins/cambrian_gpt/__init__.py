@@ -42,6 +42,12 @@ def register_models() -> Iterable[ModelSpec]:
                 optimizer=OptimizerConfig(lr=5e-5, betas=(0.9, 0.99), schedule="linear"),
                 data=TextData(),
             ),
+            example={
+                "model": {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 24},
+                "train": {"steps": 12, "batch_size": 4, "evaluate_every": 6, "evaluate_batches": 2},
+                "optimizer": {"warmup_steps": 2},
+                "data": {"tokenizer": "char"},
+            },
             model_type="gpt2",
             model_class="GPT2LMHeadModel",
         )
