@@ -13,6 +13,7 @@ import logging
 import textwrap
 import warnings
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -54,9 +55,9 @@ class OnnxExporter(Exporter):
         return None
 
     def export(self, model: Model, folder: Path, *, precision: str) -> dict[str, GraphFile]:
-        if precision == "float16":
-            model = copy.deepcopy(model).half()
         graphs = model.graphs()
+        if precision == "float16":
+            graphs = [halved(graph) for graph in copy.deepcopy(model).half().graphs()]
         files: dict[str, GraphFile] = {}
         for graph in graphs:
             file = "model.onnx" if len(graphs) == 1 else f"{graph.name}_model.onnx"
@@ -89,6 +90,19 @@ class _Positional(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return self.module(**dict(zip(self.names, inputs, strict=True)))
+
+
+def halved(graph: Graph) -> Graph:
+    """The graph with float16 wherever its signature says float32; the module is half already."""
+
+    def half(ports: tuple[Port, ...]) -> tuple[Port, ...]:
+        return tuple(
+            replace(port, dtype="float16") if port.dtype == "float32" else port for port in ports
+        )
+
+    old = graph.signature
+    signature = replace(old, inputs=half(old.inputs), outputs=half(old.outputs))
+    return replace(graph, signature=signature)
 
 
 def write_graph(graph: Graph, file: Path) -> None:

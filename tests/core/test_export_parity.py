@@ -68,9 +68,13 @@ def test_another_choice_beyond_the_tolerance_fails() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_nothing_but_finite_numbers(logits: np.ndarray, value: float) -> None:
+@pytest.mark.parametrize("place", [(1, 2, 3), (0, 0, 5)])
+def test_nothing_but_finite_numbers(
+    logits: np.ndarray, value: float, place: tuple[int, int, int]
+) -> None:
+    logits[0, 0, 5] = 9.0  # the largest of its row, where NaN would change no choice
     broken = logits.copy()
-    broken[1, 2, 3] = value
+    broken[place] = value
     assert not passes(compare("x", logits, broken, LIMIT))
     assert "the model itself" in compare("x", broken, logits, LIMIT).problem
 
@@ -100,9 +104,17 @@ def test_the_verdict_names_the_worst_case() -> None:
     fine = Result(name="fine", max_abs_diff=1e-6, allowed=1e-4)
     bad = Result(name="bad", max_abs_diff=2e-4, allowed=1e-4)
     worse = Result(name="worse", max_abs_diff=3e-3, allowed=1e-4)
-    assert verdict([fine], None) == ""
-    assert verdict([fine, worse, bad], fine) == "'worse': differs by 0.003, allowed 0.0001"
-    assert "no case" in verdict([], None)
+    assert verdict([fine], None, "float32") == ""
+    expected = "'worse': differs by 0.003, allowed 0.0001"
+    assert verdict([fine, worse, bad], fine, "float32") == expected
+    assert "no case" in verdict([], None, "float32")
+
+
+def test_the_probe_decides_at_float32() -> None:
+    fine = Result(name="fine")
+    probe = Result(name="probe", problem="tokens 1 of 9 integers differ")
+    assert verdict([fine], probe, "float32") == "'probe': tokens 1 of 9 integers differ"
+    assert verdict([fine], probe, "float16") == ""
 
 
 @pytest.mark.parametrize("given", [0.0, -1e-3, 1.0, float("nan")])

@@ -105,11 +105,14 @@ class _Export:
             want = self.pipeline(reference).probe()
             probe = compare_probes(want, self.pipeline(candidate).probe())
             recorder.write(folder / GOLDEN, want)
-            found = receipt(results, probe, candidate, self.limit) | {
+            problem = verdict(results, probe, self.precision)
+            found = {
+                "passed": not problem,
+                **receipt(results, probe, candidate, self.limit),
                 "weights_sha256": self.weights_sha256,
                 "versions": versions((*DISTRIBUTIONS, *exporter.distributions)),
             }
-            return found, verdict(results, probe)
+            return found, problem
         finally:
             candidate.close()
 

@@ -26,14 +26,14 @@ from cambrian.runtime import Array, Session
 if TYPE_CHECKING:
     from cambrian.model import Case
 
-CHUNK = 4_000_000  # elements compared at once: GPT-2's logits of 5 x 1024 tokens take 1 GB
+CHUNK = 1 << 18  # elements compared at once, to stay in cache: GPT-2's logits can be 1 GB
 
 TOLERANCES: Mapping[str, float] = {
     # Two engines sum in different orders: sqrt(768) * 2^-24 is 2e-6 a product, and a few dozen
     # layers leave 1e-5; a wrong mask or a lost bias leaves 1e-2 or more.
     "float32": 1e-4,
-    # Weights and sums rounded to 11 bits (2^-11 is 5e-4), through as many layers.
-    "float16": 2e-2,
+    # Weights and sums rounded to 11 bits: 2^-11 is 5e-4 a rounding, through as many layers.
+    "float16": 1e-2,
 }
 
 BuildPipeline = Callable[[Session], Pipeline]
@@ -93,24 +93,26 @@ def compare(name: str, reference: Array, result: Array, limit: float) -> Result:
 
 
 def _compare_floats(name: str, reference: Array, result: Array, limit: float) -> Result:
-    largest = max(float(np.abs(want).max()) for want, _ in _chunks(reference, reference))
-    if not math.isfinite(largest):
-        return Result(name=name, problem="the model itself gives NaN or infinity")
-    allowed = limit * max(1.0, largest)
-    worst = squares = scale = 0.0
-    agree = rows = beyond = 0
+    largest = worst = squares = scale = 0.0
+    rows = agree = 0
+    shortfalls: list[Any] = []  # by how much the result's choice is less than the best
     for want, got in _chunks(reference, result):
         difference = np.abs(got - want)
-        worst = max(worst, float(difference.max()))
-        if not math.isfinite(worst):
+        size, error = magnitude(want), float(difference.max())
+        if not math.isfinite(size):
+            return Result(name=name, problem="the model itself gives NaN or infinity")
+        if not math.isfinite(error):
             return Result(name=name, problem="gives NaN or infinity")
+        largest, worst = max(largest, size), max(worst, error)
         squares += float(np.vdot(difference, difference))
         scale += float(np.vdot(want, want))
         best, choice = want.argmax(-1), got.argmax(-1)
-        row = np.arange(len(want))
-        agree += int(np.count_nonzero(best == choice))
         rows += len(want)
-        beyond += int(np.count_nonzero(want[row, best] - want[row, choice] > allowed))
+        other = np.flatnonzero(best != choice)
+        agree += len(want) - len(other)
+        shortfalls.append(want[other, best[other]] - want[other, choice[other]])
+    allowed = limit * max(1.0, largest)
+    beyond = int(np.count_nonzero(np.concatenate(shortfalls) > allowed))
     problem = f"the largest element is another in {beyond} of {rows} rows" if beyond else ""
     return Result(
         name=name,
@@ -120,6 +122,11 @@ def _compare_floats(name: str, reference: Array, result: Array, limit: float) ->
         argmax_agreement=agree / rows,
         problem=problem if worst <= allowed else "",
     )
+
+
+def magnitude(value: Array) -> float:
+    """The largest magnitude, 0 of nothing; NaN if there is one."""
+    return max(float(value.max()), -float(value.min())) if value.size else 0.0
 
 
 def _chunks(reference: Array, result: Array) -> Iterator[tuple[Any, Any]]:
@@ -206,11 +213,9 @@ def compare_probes(want: Mapping[str, Array], got: Mapping[str, Array]) -> Resul
 def receipt(
     results: list[Result], probe: Result | None, session: Session, limit: float
 ) -> dict[str, Any]:
-    """What verification found, JSON-ready: the verdict, the figures, and every case."""
-    checks = [*results, probe] if probe else results
+    """What verification found, JSON-ready: the figures, and every case."""
     overall = worst_of("", results)
     return {
-        "passed": bool(results) and all(check.badness <= 1 for check in checks),
         "provider": session.provider,
         "settings": dict(session.settings),
         "limit": limit,
@@ -222,11 +227,14 @@ def receipt(
     }
 
 
-def verdict(results: list[Result], probe: Result | None) -> str:
-    """Why an export fails: its worst case, or else the probe; "" if it passes."""
+def verdict(results: list[Result], probe: Result | None, precision: str) -> str:
+    """Why an export fails: its worst case, or else the probe; "" if it passes.
+
+    The probe decides at float32 only: rounding to float16 may rightly turn a near tie around.
+    """
     if not results:
         return "there is no case to check it with"
     worst = max(results, key=lambda found: found.badness)
-    if worst.badness <= 1 and probe is not None:
+    if worst.badness <= 1 and probe is not None and precision == "float32":
         worst = probe
     return "" if worst.badness <= 1 else str(worst)
