@@ -99,7 +99,7 @@ def check_updates_move_their_own_parameters(spec: ModelSpec, folder: Path) -> No
 
 
 def check_one_batch_is_learnt(spec: ModelSpec, folder: Path) -> None:
-    """Forty steps on one and the same batch lower the first update's loss on it by a third."""
+    """A hundred steps on one and the same batch lower the first update's loss on it by a third."""
     import torch
 
     from cambrian.training.optimizers import Player
@@ -110,10 +110,10 @@ def check_one_batch_is_learnt(spec: ModelSpec, folder: Path) -> None:
     worker, batch = Worker(model, torch.float32, compiled=False), first_batch(data)
     players = [Player(update, recipe.optimizer) for update in model.updates()]
     losses: list[float] = []
-    for step in range(40):
+    for step in range(100):
         for index, player in enumerate(players):
             found = worker.gradients(index, [batch], player.parameters)
-            player.step(step, recipe.train.steps, recipe.train.clip)
+            player.step(step, 60, recipe.train.clip)
             losses += [float(found["loss"])] if index == 0 else []
     assert losses[-1] < 0.67 * losses[0], f"the loss went from {losses[0]:.4f} to {losses[-1]:.4f}"
 
