@@ -1,0 +1,21 @@
+"""Every benchmark, one after the other: python tests/benchmarks/run.py"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RUNS = (
+    ("bench_startup.py",),
+    ("bench_training.py", "char"),
+    ("bench_training.py", "wide"),
+    ("bench_shakespeare.py",),
+    ("bench_inference.py",),
+    ("bench_text_memory.py",),
+)
+
+for name, *options in RUNS:
+    print(f"\n== {' '.join((name, *options))}", flush=True)
+    subprocess.run([sys.executable, str(HERE / name), *options], check=False)
