@@ -2,10 +2,10 @@
 
     python tests/benchmarks/bench_shakespeare.py [FILE] [--seeds 3]
 
-4 layers, 4 heads, 128 wide, block 64, batch 12, 2,000 steps, no dropout; the first 90 % of the text
-is trained on and the rest held out, as nanoGPT does. Two recipes: nanoGPT's own (AdamW, cosine), for
-which its README states 1.88, and the one that `gpt-char` ships. The whole held-out text is measured,
-in float32. With --minutes the best that a larger model reaches in that time is tried as well.
+4 layers, 4 heads, 128 wide, block 64, batch 12, 2,000 steps, no dropout; the first 90 % of the
+text is trained on and the rest held out, as nanoGPT does. Two recipes: nanoGPT's own (AdamW,
+cosine), for which its README states 1.88, and the one that `gpt-char` ships. The whole held-out
+text is measured, in float32. With --larger-steps a larger model is trained as well.
 """
 
 from __future__ import annotations
