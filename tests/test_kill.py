@@ -112,9 +112,7 @@ def test_sigkill_at_random_instants(tmp_path: Path, environment: dict[str, str])
     assert not list((out / "train").glob(f".*{PARTIAL}*"))
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(
-    tmp_path: Path, environment: dict[str, str]
-) -> None:
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, environment: dict[str, str]) -> None:
     whole, out = tmp_path / "whole", tmp_path / "stopped"
     finish(train_command(whole), environment)
     process = start(train_command(out), environment)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import toy
 from cambrian.artifact import Artifact, Port, Signature
 from cambrian.config import Recipe
-from cambrian.export.flow import export_model
+from cambrian.exporting.flow import export_model
 from cambrian.model import Case, Graph, Model, Update
 from cambrian.specs import ModelSpec, Ref
 from cambrian_onnx import register_exporters, register_runtimes

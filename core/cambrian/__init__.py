@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cambrian.config import OptimizerConfig, Recipe, TrainConfig
     from cambrian.data import Batches, Prepared, Processor
     from cambrian.errors import CambrianError, UsageError
-    from cambrian.export import Exporter
+    from cambrian.exporting import Exporter
     from cambrian.hookspecs import hookimpl
     from cambrian.model import Case, Graph, Model, Update
     from cambrian.pipeline import Pipeline
@@ -46,7 +46,7 @@ _HOMES = {
     "config": "OptimizerConfig Recipe TrainConfig",
     "data": "Batches Prepared Processor",
     "errors": "CambrianError UsageError",
-    "export": "Exporter",
+    "exporting": "Exporter",
     "hookspecs": "hookimpl",
     "model": "Case Graph Model Update",
     "pipeline": "Pipeline",

@@ -48,7 +48,7 @@ def export(
     report: Callable[[str], None] = lambda what: None,
 ) -> Artifact:
     """Export a checkpoint or a named model, and prove the export equal to it on `device`."""
-    from cambrian.export.flow import export_model
+    from cambrian.exporting.flow import export_model
 
     registry = load_registry()
     checkpoint = open_checkpoint(target, registry)
@@ -78,7 +78,7 @@ def verify(
     folder: str | Path, *, device: str = "auto", report: Callable[[str], None] = lambda what: None
 ) -> dict[str, Any]:
     """Hold an exported folder to what its model computed, on this machine and without torch."""
-    from cambrian.export.golden import verify_artifact
+    from cambrian.exporting.golden import verify_artifact
 
     registry, folder = load_registry(), Path(folder)
     manifest = Artifact.open(folder).manifest

@@ -10,7 +10,7 @@ from pathlib import Path
 from cambrian.discovery import Candidate
 
 
-class Misfit(Exception):  # noqa: N818
+class Misfit(Exception):
     """A plugin that loads but breaks a rule of ours."""
 
     def __init__(self, reason: str, remedy: str = "") -> None:

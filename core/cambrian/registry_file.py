@@ -40,7 +40,7 @@ class Fault(NamedTuple):
     reason: str
 
 
-class Wrong(Exception):  # noqa: N818
+class Wrong(Exception):
     """What is wrong with the value at `path`, the keys that lead to it."""
 
     def __init__(self, path: Sequence[str], reason: str) -> None:

@@ -16,7 +16,7 @@ from cambrian.errors import CambrianError
 
 if TYPE_CHECKING:
     from cambrian.data import Prepare, Processor
-    from cambrian.export import Exporter
+    from cambrian.exporting import Exporter
     from cambrian.model import Model
     from cambrian.pipeline import Pipeline
     from cambrian.runtime import Runtime

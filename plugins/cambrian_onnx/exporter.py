@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import cambrian
 from cambrian.artifact import GraphFile, Port, Signature, resolve_shape
 from cambrian.errors import CambrianError
-from cambrian.export import Exporter
+from cambrian.exporting import Exporter
 from cambrian.model import Graph, Model
 from cambrian_onnx.rewrite import absorb_past, share_tied
 

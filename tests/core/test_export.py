@@ -22,7 +22,7 @@ from torch import Tensor
 import toy_model
 from cambrian.artifact import MANIFEST, REJECTED, Artifact, GraphFile
 from cambrian.errors import CambrianError, Rejected, UsageError
-from cambrian.export import Exporter
+from cambrian.exporting import Exporter
 from cambrian.model import Model
 from cambrian.specs import ExporterSpec, Ref
 from cambrian_onnx.exporter import OnnxExporter

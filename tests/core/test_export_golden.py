@@ -18,7 +18,7 @@ import toy
 import toy_model
 from cambrian.artifact import MANIFEST, Artifact
 from cambrian.errors import BrokenFile, NotFound, Rejected
-from cambrian.export.golden import GOLDEN, SAMPLES, last_choices, sample, verify_artifact
+from cambrian.exporting.golden import GOLDEN, SAMPLES, last_choices, sample, verify_artifact
 from cambrian.files import sha256
 from cambrian_onnx import register_runtimes
 
@@ -60,7 +60,7 @@ def test_verification_needs_no_torch(folder: Path) -> None:
 import sys
 from pathlib import Path
 import toy
-from cambrian.export.golden import verify_artifact
+from cambrian.exporting.golden import verify_artifact
 from cambrian_onnx import register_runtimes
 receipt = verify_artifact(Path({str(folder)!r}), register_runtimes()[0], "cpu",
     build=lambda session: toy.ToyPipeline(session, toy.ToyProcessor(), toy.ToyConfig()))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cambrian.errors import UsageError
-from cambrian.export import parity
-from cambrian.export.parity import Result, compare, compare_probes, tolerance_for, verdict
+from cambrian.exporting import parity
+from cambrian.exporting.parity import Result, compare, compare_probes, tolerance_for, verdict
 
 LIMIT = 1e-4
 

@@ -16,10 +16,10 @@ import cambrian
 from cambrian.artifact import MANIFEST, REJECTED, Artifact, GraphFile, Manifest
 from cambrian.data import Processor
 from cambrian.errors import Rejected, UsageError
-from cambrian.export import Exporter
-from cambrian.export.card import CARD, card
-from cambrian.export.golden import GOLDEN, Recorder
-from cambrian.export.parity import (
+from cambrian.exporting import Exporter
+from cambrian.exporting.card import CARD, card
+from cambrian.exporting.golden import GOLDEN, Recorder
+from cambrian.exporting.parity import (
     Progress,
     compare_probes,
     receipt,

@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from cambrian.artifact import Artifact
 from cambrian.errors import BrokenFile, CambrianError, Rejected
-from cambrian.export.parity import (
+from cambrian.exporting.parity import (
     BuildPipeline,
     Progress,
     Result,
