@@ -109,6 +109,9 @@ def _options(shared: bool) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = _cores()
     options.log_severity_level = FATAL
+    # It keeps a plan for every shape seen, which is a new one at each token: memory grows, and
+    # nothing was measured to be faster.
+    options.enable_mem_pattern = False
     if shared:  # idle threads of one graph's session would spin against another's
         options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
