@@ -31,7 +31,7 @@ demo: $(VENV)/installed
 	@echo "Go on: $(BIN)/cambrian list;  $(BIN)/cambrian run $(DEMO)/gpt-onnx 'The statement'"
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadscope
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow

@@ -50,7 +50,8 @@ class ModelSpec:
 
     `config` is a frozen dataclass whose fields carry the reference checkpoint's own names.
     `example` holds settings, by section, of a model so small that it trains in a second or two:
-    what the contract tests use. `recipe` trains from scratch, `fine_tuning` (if given) from weights that exist.
+    what the contract tests use. `recipe` trains from scratch, `fine_tuning` (if given) from
+    weights that exist.
     `model_type` and `model_class` are what the reference writes in config.json as `model_type`
     and `architectures`; they let a folder from elsewhere be recognised.
     """
