@@ -86,7 +86,7 @@ class Continuation:
         self.tokens.append(token)
         if token in self._ends or (self._stop and self._cut(self._decoded()) is not None):
             self.finish = "stop"
-        elif len(self.tokens) == self._limit:
+        elif len(self.tokens) >= self._limit:
             self.finish = "length"
 
     @property

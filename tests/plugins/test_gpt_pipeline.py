@@ -225,6 +225,14 @@ def test_stop_strings_across_tokens(letters: Tokenizer, stop: list[str]) -> None
     assert all(pieces)
 
 
+def test_the_first_of_several_stop_strings_counts(tokenizer: Tokenizer) -> None:
+    words = map(tokenizer.decode, ([number] for number in range(tokenizer.vocab_size)))
+    number, word = max(enumerate(words), key=lambda item: len(set(item[1])))
+    assert len(set(word)) > 2  # one token in which two stop strings appear at once
+    [result] = scripted(tokenizer, [number])(["x"], stop=[word[2], word[1]])
+    assert result["text"] == word[: min(word.find(word[1]), word.find(word[2]))]
+
+
 def test_what_only_resembles_a_stop_string_is_sent(letters: Tokenizer) -> None:
     run = scripted(letters, letters.encode("aab aabaac"))
     pieces = list(run.stream("x", stop=["aabaab", "aac!"], max_new_tokens=10))
