@@ -19,10 +19,11 @@ import pytest
 from cambrian.files import PARTIAL, sha256
 
 CAMBRIAN = [sys.executable, "-m", "cambrian"]
-STEPS = 60
+STEPS = 600
+KILLS = 24
 SETTINGS = (
     f"steps={STEPS}",
-    "evaluate_every=10",
+    "evaluate_every=100",
     "checkpoint_every=2",  # so often that kills fall into the writing of checkpoints
     "batch_size=4",
     "n_positions=32",
@@ -71,43 +72,45 @@ def results(out: Path) -> tuple[str, str, str]:
     return tuple(sha256(file) for file in files)  # pyright: ignore[reportReturnType]
 
 
+def states(out: Path) -> set[str]:
+    """The names of the states that a run has kept."""
+    return {path.name for path in (out / "train").glob("step-*")}
+
+
+def wait_for_a_state(out: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the run writes a state that was not there."""
+    before = states(out)
+    while process.poll() is None and not states(out) - before:
+        time.sleep(0.002)
+
+
 @pytest.mark.slow
 def test_sigkill_at_random_instants(tmp_path: Path, environment: dict[str, str]) -> None:
     whole, out = tmp_path / "whole", tmp_path / "killed"
     finish(train_command(whole), environment)
     kills, in_writing, seen = 0, 0, set[int]()
     rng = random.Random(0)
-    complete = False
-    while not complete:
+    while kills < KILLS:
         started = (out / "train" / "run.json").is_file()
         command = [*CAMBRIAN, "train", "--resume", str(out)] if started else train_command(out)
-        process = start([*command, *([] if started else ["--force"])], environment)
-        # Wait until it trains, if that is where this kill should fall; then a random while.
-        states_before = {p.name for p in (out / "train").glob("step-*")}
-        deadline = time.monotonic() + 60
-        while kills % 4 and process.poll() is None and time.monotonic() < deadline:
-            if {p.name for p in (out / "train").glob("step-*")} - states_before:
-                break
-            time.sleep(0.002)
-        if kills < 24:
-            time.sleep(rng.uniform(0, 0.15 if kills % 4 else 6.0))
-        else:
-            process.wait()
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-            in_writing += bool(list((out / "train").glob(f".step-*{PARTIAL}*")))
-            seen |= {int(p.name[5:]) for p in (out / "train").glob("step-*")}
-        else:
-            assert process.stderr is not None
-            assert process.returncode == 0, process.stderr.read().decode()
-            complete = True
-        if process.stderr is not None:
-            process.stderr.close()
+        process = start(command if started else [*command, "--force"], environment)
+        if kills % 4 == 0:  # anywhere: at import, in the data, before the first step
+            time.sleep(rng.uniform(0, 2.0))
+        else:  # while it trains and writes states
+            wait_for_a_state(out, process)
+            time.sleep(rng.uniform(0, 0.1))
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        in_writing += bool(list((out / "train").glob(f".step-*{PARTIAL}*")))
+        seen |= {int(name[5:]) for name in states(out)}
+    finish([*CAMBRIAN, "train", "--resume", str(out)], environment)
     print(f"{kills} kills, {in_writing} while a checkpoint was being written, at {sorted(seen)}")
-    assert kills >= 12
+    assert kills == KILLS
     assert in_writing >= 1
+    assert len(seen) >= KILLS // 2  # spread over the run
     assert results(out) == results(whole)
     assert not list((out / "train").glob(f".*{PARTIAL}*"))
 
