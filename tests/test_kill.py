@@ -119,8 +119,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, environment: dict[st
     whole, out = tmp_path / "whole", tmp_path / "stopped"
     finish(train_command(whole), environment)
     process = start(train_command(out), environment)
-    while not (out / "train" / "step-00000010").exists() and process.poll() is None:
-        time.sleep(0.005)
+    wait_for_a_state(out, process)  # the one at the start
+    wait_for_a_state(out, process)
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1, stderr

@@ -237,7 +237,10 @@ def test_bad_options_of_a_run(folders: Folders) -> None:
 
 def test_unreachable_hub_is_one_sentence(tmp_path: Path) -> None:
     done = command(
-        *("run", "gpt2", "x"), HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "hf")
+        *("run", "gpt2", "x"),
+        HF_ENDPOINT="http://127.0.0.1:9",
+        HF_HUB_OFFLINE="0",
+        HF_HOME=str(tmp_path / "hf"),
     )
     assert done.returncode == 1
     assert "Cannot fetch hf://openai-community/gpt2@607a30d" in done.stderr.splitlines()[-1]
@@ -256,3 +259,79 @@ def test_public_names_are_all_there() -> None:
         assert getattr(cambrian, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = cambrian.nothing  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_force_replaces_runs_only_and_only_when_the_new_one_can_begin(
+    folders: Folders, tmp_path: Path
+) -> None:
+    project = tmp_path / "project"
+    (project / "train").mkdir(parents=True)
+    (project / "train" / "corpus.txt").write_text(TEXT)
+    with pytest.raises(UsageError, match="is no run and will not be replaced"):
+        cambrian.train("gpt-nano", project, data=[str(project / "train")], force=True)
+    assert (project / "train" / "corpus.txt").read_text() == TEXT
+    before = (folders.model / "model.safetensors").read_bytes()
+    for wrong in ("steps=0", "seed=-1", "optimizer.lr=-1.0", "device=cuda:9", "ema=2.0"):
+        with pytest.raises(UsageError):
+            cambrian.train(
+                "gpt-nano",
+                folders.model,
+                data=[str(folders.text)],
+                settings=[*SMALL, wrong],
+                force=True,
+            )
+        assert (folders.model / "model.safetensors").read_bytes() == before
+
+
+def test_a_terminal_sees_a_bar(folders: Folders, tmp_path: Path) -> None:
+    """Under a real pseudo-terminal, where the live display is on."""
+    master, slave = os.openpty()
+    settings = [part for setting in SMALL for part in ("--set", setting)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cambrian", "train", "gpt-nano"]
+        + [f"--out={tmp_path / 'out'}", f"--data={folders.text}", *settings],  # noqa: RUF005
+        stdout=slave,
+        stderr=slave,
+        stdin=slave,
+    )
+    os.close(slave)
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(master, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not chunk:
+            break
+        seen += chunk
+    os.close(master)
+    assert process.wait() == 0, seen.decode()
+    assert b"30/30" in seen and b"tokens/s" in seen and b"held-out loss" in seen
+
+
+def test_the_whole_text_is_evaluated_even_if_it_was_trained_on(folders: Folders) -> None:
+    found = cambrian.evaluate(folders.model, data=[str(folders.text)])
+    assert found["perplexity"] == pytest.approx(np.exp(found["loss"]), rel=1e-6)
+
+
+def test_a_run_that_is_over_keeps_its_card(folders: Folders) -> None:
+    before = (folders.model / "README.md").read_text()
+    again = cambrian.resume(folders.model)
+    assert again.complete and again.metrics["best_validation_loss"] > 0
+    assert (folders.model / "README.md").read_text().splitlines()[:5] == before.splitlines()[:5]
+    assert "best validation loss" in (folders.model / "README.md").read_text()
+
+
+def test_resuming_with_another_tokenizer_is_refused(folders: Folders, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    cambrian.train("gpt-nano", out, data=[str(folders.text)], settings=SMALL)
+    file = out / "tokenizer.json"
+    file.write_text(file.read_text().replace("e", "E", 1))
+    with pytest.raises(CambrianError, match=r"tokenizer\.json is not what"):
+        cambrian.resume(out)
+
+
+@pytest.mark.parametrize("address", ["hf://a/b--c", "hf://a/b..c", "hf://a/.."])
+def test_names_that_the_hub_does_not_allow(address: str) -> None:
+    with pytest.raises(UsageError):
+        cambrian.open_checkpoint(address)

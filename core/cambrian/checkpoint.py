@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from cambrian.errors import BrokenFile, NotFound, nearest
+from cambrian.errors import BrokenFile, CambrianError, NotFound, nearest
 from cambrian.files import read_json, sha256, write_json, write_with
 from cambrian.specs import ModelSpec
 
@@ -91,7 +91,8 @@ def recognise(description: Mapping[str, Any], specs: Iterable[ModelSpec], file: 
             f"{file} needs the architecture '{name}', which no plugin provides."
             f"{nearest(name, [spec.name for spec in specs])} See `cambrian plugins`."
         )
-    classes = description.get("architectures") or []
+    named = description.get("architectures")
+    classes: list[Any] = named if isinstance(named, list) else []
     kind = description.get("model_type")
     for spec in specs:
         if spec.model_class is not None and spec.model_class in classes:
@@ -136,13 +137,21 @@ def save_description(
 
 def save_weights(folder: Path, spec: ModelSpec, config: Any, model: Model) -> None:
     """Write model.safetensors under the reference's names; equal weights give equal bytes."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {k: v.detach().cpu() for k, v in model.state_dict().items()}
     if spec.weights is not None:
         tensors = spec.weights.load().save(tensors, config)
     tensors = drop_aliases(tensors)
-    write_with(folder / WEIGHTS, lambda file: save_file(tensors, file, metadata={"format": "pt"}))
+    try:
+        write_with(
+            folder / WEIGHTS, lambda file: save_file(tensors, file, metadata={"format": "pt"})
+        )
+    except (OSError, SafetensorError) as error:  # the latter for a full disk, too
+        raise CambrianError(
+            f"Cannot write {folder / WEIGHTS} ({error}); what was there is intact."
+        ) from error
 
 
 def drop_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

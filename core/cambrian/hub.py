@@ -56,6 +56,7 @@ def download(location: Location) -> Path:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -64,6 +65,8 @@ def download(location: Location) -> Path:
     repo, revision = location.repo, location.revision
     try:
         path = snapshot_download(repo, revision=revision, allow_patterns=list(WANTED))
+    except HFValidationError as error:
+        raise UsageError(f"'{repo}' is no name of a repository; write owner/name.") from error
     except GatedRepoError as error:
         raise CambrianError(
             f"hf://{repo} is gated: accept its terms on its page, then log in with `hf auth login`."

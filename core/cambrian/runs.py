@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from cambrian.registry import Registry, load_registry
 from cambrian.specs import ModelSpec
 
 if TYPE_CHECKING:
+    from cambrian.data import Processor
     from cambrian.training import Job, Outcome
 
 TRAIN = "train"
@@ -84,6 +86,7 @@ def train(
     start = settle(registry, str(target), trainer, wishes)
     if start.checkpoint is not None and start.checkpoint.path.resolve() == out.resolve():
         raise UsageError(f"{out} cannot be trained into itself; give another folder.")
+    require_run(out)
     job = prepare(registry, start, out, report, stop)
     remove_run(out)
     recipe = tomli_w.dumps(as_changes(start.config, start.recipe))
@@ -126,8 +129,11 @@ class Wishes:
             changes = parse_settings(changes, config, recipe)
         config, recipe = apply(config, recipe, changes, "--set")
         named = {"source": self.data, "validation": self.validation}
-        sources = {key: [absolute(s) for s in value] for key, value in named.items() if value}
-        return apply(config, recipe, {"data": sources} if sources else {}, "--data")
+        for key, given in named.items():
+            if sources := given or getattr(recipe.data, key, ()):
+                change = {"data": {key: [absolute(source) for source in sources]}}
+                config, recipe = apply(config, recipe, change, "--data")
+        return config, recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +191,7 @@ def prepare(
     from cambrian.training import Job
 
     spec, recipe = start.spec, start.recipe
-    registry.pick("trainer", start.trainer)
+    trainer = registry.pick("trainer", start.trainer).trainer.load()()
     processor = start.checkpoint.processor() if start.checkpoint is not None else None
     prepared = spec.data.load()(start.config, recipe, processor=processor)
     config = prepared.config
@@ -194,7 +200,7 @@ def prepare(
     else:
         torch.manual_seed(recipe.train.seed)
         model = spec.model.load()(config)
-    return Job(
+    job = Job(
         model=model,
         data=prepared,
         recipe=recipe,
@@ -203,21 +209,48 @@ def prepare(
         report=report,
         stop=stop,
     )
+    trainer.check(job)
+    return job
 
 
 def fit(registry: Registry, start: Start, out: Path, job: Job) -> Trained:
     """Describe the model in its folder and let the trainer fit it."""
+    from cambrian.training.state import remove_leftovers
+
     trainer = registry.pick("trainer", start.trainer).trainer.load()()
+    remove_leftovers(out)
     require_same_data(out, job.data.summary)
+    require_same_processor(out, job.data.processor)
     save_description(out, start.spec, job.data.config, job.data.processor, cambrian.__version__)
     save_generation(out, start.spec, job.data.config)
     return conclude(registry, start, out, job.data.summary, trainer.fit(job))
 
 
 def remove_run(out: Path) -> None:
-    """Remove what an earlier run left: its weights and its state."""
+    """Remove what an earlier run left: its record first, then its weights and its state."""
+    (out / TRAIN / RUN).unlink(missing_ok=True)
     (out / WEIGHTS).unlink(missing_ok=True)
-    shutil.rmtree(out / TRAIN, ignore_errors=True)
+    if (out / TRAIN).exists():
+        shutil.rmtree(out / TRAIN)
+
+
+def require_run(out: Path) -> None:
+    """Never replace what is no run of ours; UsageError if `out` holds something else."""
+    if out.is_dir() and any(out.iterdir()) and not (out / TRAIN / RECIPE).is_file():
+        raise UsageError(f"{out} is no run and will not be replaced; choose another folder.")
+
+
+def require_same_processor(out: Path, processor: Processor) -> None:
+    """A resumed run must go on with the processor that its weights know."""
+    with tempfile.TemporaryDirectory() as scratch:
+        processor.save(Path(scratch))
+        for file in Path(scratch).iterdir():
+            kept = out / file.name
+            if kept.is_file() and kept.read_bytes() != file.read_bytes():
+                raise CambrianError(
+                    f"{kept} is not what the run's settings make now, so it cannot go on exactly; "
+                    "put back the tokenizer or the base model that it began with."
+                )
 
 
 def save_generation(out: Path, spec: ModelSpec, config: Any) -> None:
@@ -244,7 +277,7 @@ def conclude(
     registry: Registry, start: Start, out: Path, data: Mapping[str, Any], outcome: Outcome
 ) -> Trained:
     """Write the card and open what was trained."""
-    command = f"cambrian train {Path(start.target).name} --config train/recipe.toml -o FOLDER"
+    command = f"cambrian train {start.target} --config train/recipe.toml -o FOLDER"
     card = checkpoint_card(start.spec, out.resolve().name, data, outcome.metrics, command)
     write_bytes(out / "README.md", card.encode())
     published = (out / WEIGHTS).is_file()
@@ -276,7 +309,13 @@ def evaluate(
         {k: v for k, v in read_changes(file).items() if k != "model"} if file.is_file() else {}
     )
     config, recipe = apply(checkpoint.config, checkpoint.spec.recipe, changes, str(file))
-    config, recipe = Wishes(settings=settings, validation=data).grant(config, recipe)
+    config, recipe = Wishes(settings=settings).grant(config, recipe)
+    if data:
+        # Held out is what is named and nothing else: all of it, whatever the run was trained on.
+        sources = [absolute(source) for source in data]
+        named: dict[str, Any] = {"source": sources, "validation": sources}
+        whole = {"deduplicate": False} if hasattr(recipe.data, "deduplicate") else {}
+        config, recipe = apply(config, recipe, {"data": {**named, **whole}}, "--data")
     prepared = checkpoint.spec.data.load()(config, recipe, processor=checkpoint.processor())
     if prepared.validation is None:
         raise UsageError("There is no held-out data to evaluate on; name some with --data.")

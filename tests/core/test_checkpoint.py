@@ -85,6 +85,9 @@ def test_folders_from_elsewhere_are_recognised(folder: Path) -> None:
     assert opened(folder).spec.name == "gpt"
     rewrite(folder, architectures=None)
     assert opened(folder).spec.name == "gpt"  # by model_type
+    for strange in (5, "NotGPT2LMHeadModelAtAll", {"a": 1}):
+        rewrite(folder, architectures=strange, model_type="gpt2")
+        assert opened(folder).spec.name == "gpt"  # by model_type alone
     rewrite(folder, model_type="mamba")
     with pytest.raises(NotFound, match="model_type 'mamba', which no plugin provides"):
         opened(folder)

@@ -313,3 +313,10 @@ def test_trainer_is_what_the_entry_point_names() -> None:
     from cambrian.registry import load_registry
 
     assert load_registry().pick("trainer", "loop").trainer.load() is LoopTrainer
+
+
+def test_an_update_that_breaks_the_weights_is_not_saved(tmp_path: Path) -> None:
+    settings = recipe({"steps": 4, "clip": 0.0}, lr=1e38, warmup_steps=0, schedule="constant")
+    with pytest.raises(CambrianError, match=r"is (nan|inf|-inf); the state of step 0 is kept"):
+        fit(tmp_path, settings, held_out=False)
+    assert [state.name for state in saved_states(tmp_path)] == ["step-00000000"]

@@ -27,7 +27,7 @@ class TrainingProgress:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.task = self.bar.add_task("", total=None)
+        self.task = self.bar.add_task("preparing", total=0)
         self.said = 0.0
 
     def __enter__(self) -> Self:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import typer
 
@@ -63,8 +62,8 @@ def train(
     from cambrian import api
     from cambrian.cli.progress import TrainingProgress
 
-    with stop_on_signal() as stopped, TrainingProgress() as progress:
-        hooks: dict[str, Any] = {"report": progress.report, "stop": lambda: bool(stopped)}
+    with TrainingProgress() as progress, Stopper(progress.say) as stopper:
+        hooks: dict[str, Any] = {"report": progress.report, "stop": stopper.asked}
         if resume is not None:
             others = (name, out, data, validation, config, settings)
             if any(other is not None for other in others) or force:
@@ -77,7 +76,7 @@ def train(
         else:
             result = api.train(
                 name,
-                out or Path("runs") / Path(name).name.replace("@", "-"),
+                out or default_out(name),
                 data=data or (),
                 validation=validation or (),
                 config=config,
@@ -126,19 +125,39 @@ def prepare_process() -> None:
     keep_memory()
 
 
-@contextmanager
-def stop_on_signal() -> Generator[list[int]]:
-    """Collect SIGINT and SIGTERM; the second one interrupts at once."""
-    received: list[int] = []
+def default_out(name: str) -> Path:
+    """Below runs/, named like the model."""
+    path = Path(name)
+    return Path("runs") / (path.resolve() if path.is_dir() else path).name.replace("@", "-")
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if received:
+
+class Stopper:
+    """Turns SIGINT and SIGTERM into a request to save and stop.
+
+    Before the first step there is nothing to save: a signal interrupts, as does a second one.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.training = self.stopping = False
+
+    def asked(self) -> bool:
+        """The trainer's question after each step."""
+        self.training = True
+        return self.stopping
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Receive a signal."""
+        if self.stopping or not self.training:
             raise KeyboardInterrupt
-        received.append(number)
+        self.stopping = True
+        self.say("stopping after this step; once more to stop at once")
 
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> Self:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self.before = {number: signal.signal(number, self.handle) for number in numbers}
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        for number, handler in self.before.items():
             signal.signal(number, handler)

@@ -45,6 +45,9 @@ class Outcome:
 class Trainer(ABC):
     """A way to fit a model to data."""
 
+    def check(self, job: Job) -> None:  # noqa: B027
+        """Refuse, by UsageError, what cannot work: asked before anything is replaced."""
+
     @abstractmethod
     def fit(self, job: Job) -> Outcome:
         """Train; CambrianError where the loss stops being finite or the disk fails."""

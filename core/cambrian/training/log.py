@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,15 +68,19 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def open_tensorboard(folder: Path, step: int) -> Any:
-    """Open a TensorBoard writer; CambrianError if the extra is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
+def require_tensorboard() -> None:
+    """CambrianError if the extra is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
         raise CambrianError(
             "TensorBoard is not installed; run pip install 'cambrian[tensorboard]', "
             "or train with tensorboard=false."
-        ) from error
+        )
+
+
+def open_tensorboard(folder: Path, step: int) -> Any:
+    """Open a TensorBoard writer."""
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from cambrian.errors import CambrianError, UsageError
 from cambrian.model import Batch, Model
 from cambrian.training import Job, Outcome, Trainer
 from cambrian.training.device import choose_device, choose_precision, seed_step, torch_settings
-from cambrian.training.log import MetricsLog, draw_curve
+from cambrian.training.log import MetricsLog, draw_curve, read_metrics, require_tensorboard
 from cambrian.training.optimizers import Player
 from cambrian.training.state import load_state, remove_leftovers, save_state, saved_states
 from cambrian.training.throughput import Throughput
@@ -31,6 +31,10 @@ from cambrian.training.worker import Worker
 
 class LoopTrainer(Trainer):
     """Fits any model by its own updates, on the CPU or one GPU; resumes exactly."""
+
+    def check(self, job: Job) -> None:
+        """Refuse settings that cannot work."""
+        check(job)
 
     def fit(self, job: Job) -> Outcome:
         """Train to the last step, or until told to stop."""
@@ -45,10 +49,20 @@ def check(job: Job) -> None:
     for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
         if getattr(train, name) < 1:
             raise UsageError(f"train.{name} must be at least 1, not {getattr(train, name)}.")
+    for name in ("seed", "evaluate_every", "evaluate_batches", "patience"):
+        if getattr(train, name) < 0:
+            raise UsageError(f"train.{name} cannot be negative; it is {getattr(train, name)}.")
+    for name in ("lr", "muon_lr", "weight_decay", "warmup_steps"):
+        if not getattr(job.recipe.optimizer, name) >= 0:
+            value = getattr(job.recipe.optimizer, name)
+            raise UsageError(f"optimizer.{name} cannot be negative; it is {value}.")
+    choose_device(train.device)
     if not 0 <= train.ema < 1:
         raise UsageError(f"train.ema is a decay in [0, 1), not {train.ema}.")
     if train.patience and job.data.validation is None:
         raise UsageError("train.patience needs held-out data; give data.validation.")
+    if train.tensorboard:
+        require_tensorboard()
 
 
 class Run:
@@ -86,7 +100,8 @@ class Run:
                 stopped = self.advance()
         finally:
             self.log.close()
-            draw_curve(self.job.folder)
+            with suppress(OSError):  # a full disk is reported by what could not be saved
+                draw_curve(self.job.folder)
         return Outcome(step=self.done, complete=not stopped, metrics=self.summary())
 
     def advance(self) -> bool:
@@ -155,6 +170,16 @@ class Run:
     def require_finite(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the losses as numbers; CambrianError if any is not finite."""
         figures = {name: float(value) for name, value in losses.items()}
+        self.refuse_infinite(figures)
+        return figures
+
+    def require_finite_weights(self) -> None:
+        """Refuse to save a state whose last update broke the weights."""
+        sums = {name: float(p.detach().sum()) for name, p in self.model.named_parameters()}
+        self.refuse_infinite(sums, "the sum of ")
+
+    def refuse_infinite(self, figures: Mapping[str, float], what: str = "") -> None:
+        """Raise CambrianError if any figure is not finite."""
         if bad := [name for name, value in figures.items() if not math.isfinite(value)]:
             states = saved_states(self.job.folder)
             kept = (
@@ -163,11 +188,10 @@ class Run:
                 else ("no state was saved yet")
             )
             raise CambrianError(
-                f"Training stopped at step {self.done}: {bad[0]} is {figures[bad[0]]}; {kept}. "
-                "Lower the learning rate (optimizer.lr), lengthen optimizer.warmup_steps, or use "
-                "precision=float32."
+                f"Training stopped at step {self.done}: {what}{bad[0]} is {figures[bad[0]]}; "
+                f"{kept}. Lower the learning rate (optimizer.lr), lengthen "
+                "optimizer.warmup_steps, or use precision=float32."
             )
-        return figures
 
     def evaluate(self) -> None:
         """Measure the held-out loss and publish the model if it is the best so far."""
@@ -175,6 +199,7 @@ class Run:
             return
         with self.averaged():
             figures = evaluate(self, self.data.validation, self.train.evaluate_batches)
+            self.refuse_infinite(figures, "held-out ")
             better = figures["loss"] < self.best
             if better:
                 self.best, self.best_step, self.waited = figures["loss"], self.done, 0
@@ -201,6 +226,7 @@ class Run:
 
     def save(self) -> None:
         """Keep the state; without held-out data the last model is the one to publish."""
+        self.require_finite_weights()
         if self.data.validation is None and self.done:
             with self.averaged():
                 self.job.publish(self.model)
@@ -227,6 +253,8 @@ class Run:
         for index, mean in enumerate(self.average):
             mean.copy_(groups["ema"][str(index)])
         self.done, self.best_step = facts["step"], facts["best_step"]
+        for record in read_metrics(self.job.folder):
+            self.last |= record if record["step"] <= self.done else {}
         self.best = math.inf if facts["best"] is None else facts["best"]
         self.waited = facts["waited"]
         then, now = facts["circumstances"], self.circumstances()

@@ -57,7 +57,8 @@ class Player:
             player, kind, rest = name.split("/", 2)
             if player == self.name:
                 parameter, key = rest.rsplit("/", 1)
-                self.optimizers[kind].state[owners[parameter]][key] = value
+                owner = owners[parameter]
+                self.optimizers[kind].state[owner][key] = value.to(owner.device)
 
 
 def build(module: nn.Module, config: OptimizerConfig) -> dict[str, Optimizer]:

@@ -49,7 +49,10 @@ def save_state(
         ) from error
     for old in saved_states(folder):
         if old != target:
-            shutil.rmtree(old, ignore_errors=True)
+            # Renamed first: a kill in the middle must not leave what looks like a state.
+            doomed = old.with_name(f".{old.name}{PARTIAL}old")
+            old.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
     return target
 
 
