@@ -288,8 +288,10 @@ def test_a_terminal_sees_a_bar(folders: Folders, tmp_path: Path) -> None:
     master, slave = os.openpty()
     settings = [part for setting in SMALL for part in ("--set", setting)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "cambrian", "train", "gpt-nano"]
-        + [f"--out={tmp_path / 'out'}", f"--data={folders.text}", *settings],  # noqa: RUF005
+        [
+            *(sys.executable, "-m", "cambrian", "train", "gpt-nano"),
+            *(f"--out={tmp_path / 'out'}", f"--data={folders.text}", *settings),
+        ],
         stdout=slave,
         stderr=slave,
         stdin=slave,

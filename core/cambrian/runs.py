@@ -316,7 +316,9 @@ def evaluate(
         named: dict[str, Any] = {"source": sources, "validation": sources}
         whole = {"deduplicate": False} if hasattr(recipe.data, "deduplicate") else {}
         config, recipe = apply(config, recipe, {"data": {**named, **whole}}, "--data")
-    prepared = checkpoint.spec.data.load()(config, recipe, processor=checkpoint.processor())
+    prepared = checkpoint.spec.data.load()(
+        config, recipe, processor=checkpoint.processor(), evaluate_only=True
+    )
     if prepared.validation is None:
         raise UsageError("There is no held-out data to evaluate on; name some with --data.")
     where = choose_device(device)

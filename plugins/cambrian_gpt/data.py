@@ -13,7 +13,12 @@ from cambrian.errors import UsageError
 from cambrian_gpt.config import GPTConfig
 
 
-def prepare(config: GPTConfig, recipe: Recipe, processor: Tokenizer | None = None) -> Prepared:
+def prepare(
+    config: GPTConfig,
+    recipe: Recipe,
+    processor: Tokenizer | None = None,
+    evaluate_only: bool = False,
+) -> Prepared:
     """Windows of n_positions tokens, shuffled for training, in order for validation.
 
     From scratch, the config takes the tokenizer's vocabulary; going on from a checkpoint, the
@@ -49,7 +54,11 @@ def prepare(config: GPTConfig, recipe: Recipe, processor: Tokenizer | None = Non
     return Prepared(
         processor=tokenizer,
         config=config,
-        train=Windows(text.train, length=length, batch_size=train.batch_size, seed=train.seed),
+        train=(
+            validation
+            if evaluate_only and validation is not None
+            else Windows(text.train, length=length, batch_size=train.batch_size, seed=train.seed)
+        ),
         validation=validation,
         unit="tokens",
         units_per_row=length,

@@ -60,7 +60,9 @@ class Prepared:
 
 
 Prepare = Callable[..., Prepared]
-"""prepare(config, recipe, processor=None) -> Prepared
+"""prepare(config, recipe, processor=None, evaluate_only=False) -> Prepared
+
+With `evaluate_only` the training batches are not asked for; too little text for them is fine.
 
 `config` is the architecture's config, `recipe` the run's Recipe, `processor` the one to go on
 with where training starts from a checkpoint; the returned config fits the processor.
