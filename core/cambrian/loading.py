@@ -32,8 +32,10 @@ def checkpoint_of(resolved: Resolved, registry: Registry, target: str) -> Checkp
     if resolved.folder is not None:
         return Checkpoint.open(resolved.folder, registry.models.values())
     if resolved.uri is None:
+        folder = f" (for the folder, write ./{target})" if Path(target).is_dir() else ""
         raise UsageError(
-            f"'{target}' has no weights yet; train it first: cambrian train {target} -o FOLDER."
+            f"'{target}' has no weights yet{folder}; train it first: "
+            f"cambrian train {target} -o FOLDER."
         )
     entry = resolved.entry
     folder = hub.fetch(resolved.uri, entry.files if entry is not None else None)
