@@ -62,7 +62,13 @@ def default_out(name: str, kind: str) -> Path:
 
 def show_receipt(receipt: Any) -> None:
     """Print what verification found."""
-    for key in ("cases", "provider", "optimisation"):
-        if key in receipt:
-            value = receipt[key]
-            print(f"{key:<20}{len(value) if isinstance(value, list | dict) else value}")
+    labels = {
+        "cases": "cases",
+        "max_abs_diff": "largest difference",
+        "argmax_agreement": "argmax agreement",
+        "provider": "provider",
+    }
+    for key, label in labels.items():
+        value = receipt.get(key)
+        shown = f"{value:.3g}" if isinstance(value, float) else value
+        print(f"{label:<20}{len(value) if isinstance(value, list | dict) else shown}")
