@@ -203,7 +203,7 @@ def test_settings_that_make_no_sense(tmp_path: Path) -> None:
         ({"source": ()}, "data.source is empty"),
         ({"validation_fraction": 1.0}, "is no fraction"),
         ({"normalize": "NFX"}, "no Unicode form"),
-        ({"tokenizer": "bpee"}, r"neither 'bpe' nor 'char'.*Did you mean 'bpe'"),
+        ({"tokenizer": "bpee"}, r"is neither bpe, .*Did you mean 'bpe'"),
         ({"tokenizer": "bpe", "vocab_size": 10}, "needs 257"),
     ]:
         with pytest.raises(UsageError, match=message):

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +20,10 @@ from cambrian.data.cache import Hashes, cache_folder, open_or_build
 from cambrian.data.config import TextData
 from cambrian.data.corpus import ENCODING, HASHING, TRAINING, Corpus, Meter, Progress, Seen, Unit
 from cambrian.data.sources import File, Source, expand
-from cambrian.data.tokenizer import Kind, Tokenizer
+from cambrian.data.tokenizer import Specials, Tokenizer, named_tokenizer
+from cambrian.data.tokenizer_training import GPT
 from cambrian.data.windows import Tokens
-from cambrian.errors import CambrianError, NotFound, UsageError, nearest
+from cambrian.errors import CambrianError, UsageError, nearest
 from cambrian.files import PARTIAL, disk_failure, read_json, write_json
 from cambrian.specs import DatasetEntry
 
@@ -31,7 +32,6 @@ SHORT = 4 << 20  # bytes; in a corpus of more, some thousand sections, some are 
 SAMPLE = 64 << 20  # characters of training text that a tokenizer is fitted to
 BATCH = 1 << 20  # characters encoded at once: each token costs over 100 bytes for a moment
 META, TRAIN, VALIDATION = "meta.json", "train.bin", "validation.bin"
-KINDS = ("bpe", "char")
 FORMS = ("", "NFC", "NFD", "NFKC", "NFKD")
 
 
@@ -53,30 +53,32 @@ def prepare_text(
     tokenizer: Tokenizer | None = None,
     datasets: Mapping[str, DatasetEntry] | None = None,
     progress: Progress | None = None,
+    specials: Specials = GPT,
 ) -> TextStore:
     """Return the tokens of `data`, from the cache if the same were made before.
 
-    Without `tokenizer` the one that `data` names is used. Without `validation` sources, whole
+    Without `tokenizer` the one that `data` names is used, or one is trained that has `specials`.
+    Without `validation` sources, whole
     documents go to one side or the other by a hash of their content, and long documents by
     sections of about 4 KiB, so that equal text is always on the same side. Every document's last
-    token is the tokenizer's eos_id, where it has one.
+    token is the tokenizer's end_id, where it has one.
 
     Raises NotFound or UsageError for sources that are not there, settings that make no sense and
     splits without text; BrokenFile for text that is not UTF-8 or not JSONL.
     """
     _require_sense(data)
-    tokenizer = tokenizer or _named_tokenizer(data.tokenizer)
+    tokenizer = tokenizer or named_tokenizer(data.tokenizer)
     root = cache_folder()
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_failure(error, f"the token cache {root}") from error
     with _hashed(data, datasets, root, progress) as corpus:
-        key = _sha256([FORMAT, corpus.contents, _settings(data, tokenizer)])
+        key = _sha256([FORMAT, corpus.contents, _settings(data, tokenizer, specials)])
         made, hit = open_or_build(
             root / key,
             lambda folder: _load(folder, tokenizer),
-            lambda folder: _build(folder, corpus, tokenizer, progress),
+            lambda folder: _build(folder, corpus, tokenizer, specials, progress),
         )
         origin = {
             "sources": list(data.source),
@@ -100,18 +102,6 @@ def _require_sense(data: TextData) -> None:
             f"data.normalize='{data.normalize}' is no Unicode form."
             f"{nearest(data.normalize, FORMS)} Choose NFC, NFD, NFKC, NFKD or ''."
         )
-
-
-def _named_tokenizer(name: str) -> Tokenizer | None:
-    """The tokenizer at a path, or None for a kind that is to be trained."""
-    if name in KINDS:
-        return None
-    if not Path(name).exists():
-        raise NotFound(
-            f"data.tokenizer='{name}' is neither 'bpe' nor 'char' nor a path that exists."
-            f"{nearest(name, KINDS)}"
-        )
-    return Tokenizer.load(Path(name))
 
 
 @contextmanager
@@ -154,16 +144,17 @@ def _contents(sources: Iterable[Source], hashes: Hashes, meter: Meter) -> list[t
     return contents
 
 
-def _settings(data: TextData, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _settings(data: TextData, tokenizer: Tokenizer | None, specials: Specials) -> dict[str, Any]:
     """What decides over the tokens beside the text."""
     settings = asdict(data)
     for name in ("source", "length", "tokenizer", "vocab_size"):
         del settings[name]
     settings["validation"] = bool(data.validation)
     if tokenizer is None:
-        return settings | {"train": data.tokenizer, "size": data.vocab_size, "sample": SAMPLE}
+        trained = {"train": data.tokenizer, "size": data.vocab_size, "sample": SAMPLE}
+        return settings | trained | {"specials": asdict(specials)}
     digest = hashlib.sha256(tokenizer.raw).hexdigest()
-    return settings | {"tokenizer": digest, "eos": tokenizer.eos_id}
+    return settings | {"tokenizer": digest, "end": tokenizer.end_id}
 
 
 def _sha256(value: Any) -> str:
@@ -210,14 +201,19 @@ class _Output:
 
 
 def _build(
-    folder: Path, corpus: Corpus, tokenizer: Tokenizer | None, progress: Progress | None
+    folder: Path,
+    corpus: Corpus,
+    tokenizer: Tokenizer | None,
+    specials: Specials,
+    progress: Progress | None,
 ) -> None:
     """Fill `folder` with tokens, tokenizer and description."""
     corpus = _with_held_out(corpus, folder)
     if tokenizer is None:
         with _units(corpus, folder, TRAINING, progress) as units:
-            kind = cast("Kind", corpus.data.tokenizer)
-            tokenizer = Tokenizer.train(kind, _sample(units), corpus.data.vocab_size)
+            tokenizer = Tokenizer.train(
+                corpus.data.tokenizer, _sample(units), corpus.data.vocab_size, specials
+            )
     summary = _encode(folder, corpus, tokenizer, progress)
     for file, state in corpus.states:
         file.require(state)
@@ -240,7 +236,7 @@ def _encode(
 ) -> dict[str, Any]:
     """Write both splits and return the summary."""
     kind = _dtype(tokenizer)
-    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    end = [] if tokenizer.end_id is None else [tokenizer.end_id]
     documents = duplicates = 0
     with (
         _units(corpus, folder, ENCODING, progress) as units,

@@ -1,35 +1,45 @@
 """Text to token ids and back, in the files that the Hugging Face Hub knows.
 
-`<|endoftext|>` ends a document. It is only ever an id that a program adds: text that spells it
-out is encoded like any other text, here and in prompts, so nobody's corpus can forge the end of a
-document. (transformers by default reads the literal as the id; everything else encodes alike.)
+Special tokens are only ever ids that a program adds: text that spells one out ("<|endoftext|>",
+"[SEP]") is encoded like any other text, so nobody's corpus can forge the end of a document. Where
+a person may write them, as "[MASK]" in a sentence to be filled, the caller says so (`markup`).
+(transformers by default reads the literal as the id; everything else encodes alike.)
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Self
 
+import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from numpy.typing import NDArray
 
 from cambrian.data import Processor
-from cambrian.errors import BrokenFile, CambrianError, NotFound, UsageError
+from cambrian.data.tokenizer_training import CONTINUES, END, GPT, UNKNOWN, Specials, fit
+from cambrian.data.vocabularies import Vocabulary, read_foreign, read_limited
+from cambrian.errors import BrokenFile, CambrianError, NotFound, nearest
 from cambrian.files import read_json, write_bytes, write_json
 
-Kind: TypeAlias = Literal["bpe", "char"]
-END = "<|endoftext|>"
-UNKNOWN = "\ufffd"  # Unicode's replacement character; what an unseen character decodes to
+__all__ = ["END", "KINDS", "UNKNOWN", "Specials", "Tokenizer", "fitted", "named_tokenizer"]
+
+KINDS = ("bpe", "wordpiece", "wordpiece-uncased", "char")
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
-VOCAB, MERGES = "vocab.json", "merges.txt"
-LIMIT = 256 << 20  # bytes; the largest tokenizer.json in use has about 40 MB
-ENDS = (END, "<|end_of_text|>", "</s>", "<eos>")
-KEPT = ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length", "chat_template")
+# What plays a role where tokenizer_config.json does not say it.
+CANDIDATES: Mapping[str, tuple[str, ...]] = {
+    "bos_token": ("<s>", END),
+    "eos_token": (END, "<|end_of_text|>", "</s>", "<eos>"),
+    "unk_token": ("[UNK]", "<unk>", UNKNOWN, END),
+    "sep_token": ("[SEP]", "</s>"),
+    "pad_token": ("<|pad|>", "<pad>", "[PAD]"),
+    "cls_token": ("[CLS]", "<s>"),
+    "mask_token": ("[MASK]", "<mask>"),
+}
+KEPT = (*CANDIDATES, "model_max_length", "chat_template", "extra_ids")
 
 # Encoding in threads makes the library warn at every later fork, unless this variable is set;
 # a forked child lacks those threads and would wait for them forever.
@@ -43,11 +53,18 @@ if hasattr(os, "register_at_fork"):
 class Tokenizer(Processor):
     """A tokenizer of the `tokenizers` library.
 
-    eos_id ends a document, None if the vocabulary has no such token; pad_id fills rows up.
+    `bos_id`, `eos_id`, `unk_id`, `sep_id`, `cls_id` and `mask_id` are None if the vocabulary has
+    no such token; `pad_id` fills rows up; `end_id` ends a document.
     vocab_size is the number of embeddings needed: the highest id plus one.
     """
 
-    def __init__(self, raw: bytes, settings: dict[str, Any], origin: str) -> None:
+    def __init__(
+        self,
+        raw: bytes,
+        settings: Mapping[str, Any],
+        origin: str,
+        foreign: Vocabulary | None = None,
+    ) -> None:
         """`raw` is a tokenizer.json, `settings` the tokenizer_config.json beside it."""
         try:
             backend = tokenizers.Tokenizer.from_buffer(raw)
@@ -60,7 +77,9 @@ class Tokenizer(Processor):
         if not vocabulary:
             raise BrokenFile(f"{origin} has an empty vocabulary.")
         self.raw = raw
-        self.vocab_size = max(vocabulary.values()) + 1
+        self._originals = foreign.originals if foreign is not None else {}
+        self._size = foreign.size if foreign is not None else None
+        self.vocab_size = self._size or max(vocabulary.values()) + 1
         if self.vocab_size > 2 * len(vocabulary) + 1024:
             raise BrokenFile(
                 f"{origin} gives {len(vocabulary)} tokens ids as high as {self.vocab_size - 1}; "
@@ -69,110 +88,129 @@ class Tokenizer(Processor):
         self._backend = backend
         self._settings = {key: settings[key] for key in KEPT if settings.get(key) is not None}
         self.kind = _kind(backend, raw)
-        self.eos_id = self._id("eos_token", ENDS)
-        pad = self._id("pad_token", ("<|pad|>", "<pad>", "[PAD]"))
-        self.pad_id = pad if pad is not None else (self.eos_id or 0)
+        self._roles = {role: self._id(role) for role in CANDIDATES}
+        self.bos_id, self.eos_id = self._roles["bos_token"], self._roles["eos_token"]
+        self.cls_id, self.sep_id = self._roles["cls_token"], self._roles["sep_token"]
+        self.unk_id, self.mask_id = self._roles["unk_token"], self._roles["mask_token"]
+        self.end_id = self.eos_id if self.eos_id is not None else self.sep_id
+        pad = self._roles["pad_token"]
+        self.pad_id = pad if pad is not None else (self.end_id or 0)
         self._characters = {c: i for c, i in vocabulary.items() if len(c) == 1}
 
     @classmethod
-    def train(cls, kind: Kind, texts: Iterable[str], vocab_size: int) -> Self:
-        """Fit a vocabulary of at most `vocab_size` to `texts`; the same texts, the same bytes.
-
-        "bpe": byte-level byte-pair encoding as in GPT-2 (Radford et al. 2019; Sennrich et al.
-        2016) without an added leading space. "char": the most frequent characters of `texts`.
-        """
-        backend = {"bpe": _train_bpe, "char": _train_char}[kind](texts, vocab_size)
-        return cls(backend.to_str(pretty=True).encode(), {}, f"The trained {kind} tokenizer")
+    def train(
+        cls, kind: str, texts: Iterable[str], vocab_size: int, specials: Specials = GPT
+    ) -> Self:
+        """Fit a vocabulary (of one of KINDS) to `texts`; the same texts, the same bytes."""
+        raw = fit(kind, texts, vocab_size, specials).to_str(pretty=True).encode()
+        roles = dict(specials.roles)
+        if kind == "char":
+            roles["unk_token"] = UNKNOWN
+        return cls(raw, roles, f"The trained {kind} tokenizer")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read a folder with tokenizer.json, or GPT-2's vocab.json and merges.txt, or such a file.
+        """Read a folder with tokenizer.json or a vocabulary in another tool's files, or such a
+        tokenizer.json itself.
 
-        NotFound if there is neither, BrokenFile if they are malformed.
+        NotFound if there is none, BrokenFile if it is malformed.
         """
         file, folder = (folder, folder.parent) if folder.is_file() else (folder / FILE, folder)
         config = folder / CONFIG
         settings = read_json(config) if config.is_file() else {}
         if file.is_file():
-            return cls(_read(file), settings, str(file))
-        if (folder / VOCAB).is_file() and (folder / MERGES).is_file():
-            return cls(_gpt2_files(folder), settings, str(folder / VOCAB))
-        raise NotFound(f"{folder} has no tokenizer: neither {FILE} nor {VOCAB} with {MERGES}.")
+            return cls(read_limited(file), settings, str(file))
+        if (found := read_foreign(folder, settings)) is not None:
+            return cls(found.raw, {**found.settings, **settings}, str(folder), found)
+        raise NotFound(
+            f"{folder} has no tokenizer: neither {FILE} nor vocab.json with merges.txt, vocab.txt, "
+            "or spiece.model."
+        )
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json, byte for byte as it was read, and tokenizer_config.json."""
-        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        config["clean_up_tokenization_spaces"] = False
-        if self.eos_id is not None:
-            end = self._backend.id_to_token(self.eos_id)
-            unknown = UNKNOWN if self.kind == "char" else end
-            config |= {"bos_token": end, "eos_token": end, "unk_token": unknown}
-        write_bytes(folder / FILE, self.raw)
+        """Write tokenizer.json, byte for byte as it was read, and tokenizer_config.json.
+
+        A vocabulary that no tokenizer.json can express is kept in its own files.
+        """
+        kind = "BertweetTokenizer" if self._originals else "PreTrainedTokenizerFast"
+        config: dict[str, Any] = {"tokenizer_class": kind, "clean_up_tokenization_spaces": False}
+        config |= {r: self.token(i) for r, i in self._roles.items() if i is not None}
+        for name, data in (self._originals or {FILE: self.raw}).items():
+            write_bytes(folder / name, data)
         write_json(folder / CONFIG, config | self._settings)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, markup: bool = False) -> list[int]:
         """The ids of one text, with no token added before or after."""
-        return self.encode_batch([text])[0]
+        return self.encode_batch([text], markup)[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text; CambrianError if the tokenizer cannot encode one of them."""
-        if self.kind == "char":  # the library takes ten times as long for the same ids
+    def encode_batch(self, texts: Sequence[str], markup: bool = False) -> list[list[int]]:
+        """The ids of each text; CambrianError if the tokenizer cannot encode one of them.
+
+        With `markup`, special tokens that a text spells out are those tokens.
+        """
+        if self.kind == "char" and not markup:  # the library takes ten times as long
             get, unknown = self._characters.get, self._characters[UNKNOWN]
             return [[get(c, unknown) for c in text] for text in texts]
+        self._backend.encode_special_tokens = not markup
         try:
             rows = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises nothing narrower
             raise CambrianError(f"The tokenizer cannot encode this text: {error}.") from error
-        return [row.ids for row in rows]
+        finally:
+            self._backend.encode_special_tokens = True
+        if self._size is None or self.unk_id is None:
+            return [row.ids for row in rows]
+        return [[i if i < self._size else self.unk_id for i in row.ids] for row in rows]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` without special tokens; bytes that form no character give U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
-    def _id(self, setting: str, candidates: Sequence[str]) -> int | None:
-        value = self._settings.get(setting)
+    def token(self, number: int) -> str:
+        """The token of an id as the vocabulary spells it; "" if there is none."""
+        return self._backend.id_to_token(number) or ""
+
+    def id(self, token: str) -> int | None:
+        """The id of a token, or None."""
+        return self._backend.token_to_id(token)
+
+    @cached_property
+    def begins_word(self) -> NDArray[np.bool_]:
+        """Which ids begin a word, (vocab_size,); in byte-level BPE and Unigram those that carry
+        the space before it."""
+        tokens = [self.token(i) for i in range(self.vocab_size)]
+        if self.kind == "wordpiece":
+            return np.array([not token.startswith(CONTINUES) for token in tokens])
+        if self.kind in ("bpe", "unigram") and not self._originals:
+            return np.array([token.startswith(("Ġ", "▁")) for token in tokens])
+        if self._originals:
+            raise CambrianError("BERTweet's vocabulary marks ends of words, not beginnings.")
+        return np.ones(self.vocab_size, np.bool_)
+
+    def _id(self, role: str) -> int | None:
+        value = self._settings.get(role)
         name = value.get("content") if isinstance(value, dict) else value
-        for token in [name] if isinstance(name, str) else candidates:
+        for token in [name] if isinstance(name, str) else CANDIDATES[role]:
             if (number := self._backend.token_to_id(token)) is not None:
                 return number
         return None
 
 
-def _train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if vocab_size < len(alphabet) + 1:
-        raise UsageError(
-            f"vocab_size={vocab_size} is too small for byte-level BPE, which needs "
-            f"{len(alphabet) + 1}: one token a byte and {END}; raise data.vocab_size."
+def named_tokenizer(name: str) -> Tokenizer | None:
+    """The tokenizer at a path, or None for a kind that is to be trained; NotFound for neither."""
+    if name in KINDS:
+        return None
+    if not Path(name).exists():
+        raise NotFound(
+            f"data.tokenizer='{name}' is neither {', '.join(KINDS)} nor a path that exists."
+            f"{nearest(name, KINDS)}"
         )
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END],
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    return backend
+    return Tokenizer.load(Path(name))
 
 
-def _train_char(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-    if vocab_size < 3:
-        raise UsageError(f"vocab_size={vocab_size} leaves no room for characters; raise it.")
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(text)
-    counts.pop(UNKNOWN, None)
-    ranked = sorted(counts, key=lambda c: (-counts[c], c))
-    kept = sorted(islice(ranked, vocab_size - 2))
-    vocabulary = {token: i for i, token in enumerate([END, UNKNOWN, *kept])}
-    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    backend.decoder = decoders.Fuse()
-    backend.add_special_tokens([AddedToken(END, special=True, normalized=False)])
-    return backend
+def fitted(name: str, vocab_size: int, texts: Iterable[str], specials: Specials) -> Tokenizer:
+    """The tokenizer that `name` says: read from a path, or trained on `texts`."""
+    return named_tokenizer(name) or Tokenizer.train(name, texts, vocab_size, specials)
 
 
 def _kind(backend: tokenizers.Tokenizer, raw: bytes) -> str:
@@ -187,29 +225,3 @@ def _kind(backend: tokenizers.Tokenizer, raw: bytes) -> str:
     single = all(len(token) == 1 for token in found["model"]["vocab"] if token not in added)
     alike = found["pre_tokenizer"] == split and found["model"]["unk_token"] == UNKNOWN
     return "char" if alike and single and UNKNOWN in found["model"]["vocab"] else name
-
-
-def _read(file: Path) -> bytes:
-    try:
-        if (size := file.stat().st_size) > LIMIT:
-            raise BrokenFile(f"{file} has {size} bytes; no tokenizer is larger than {LIMIT}.")
-        return file.read_bytes()
-    except OSError as error:
-        raise BrokenFile(f"Cannot read {file}: {error.strerror}.") from error
-
-
-def _gpt2_files(folder: Path) -> bytes:
-    """Build a tokenizer.json from GPT-2's vocab.json and merges.txt."""
-    vocabulary = read_json(folder / VOCAB, LIMIT)
-    try:
-        lines = _read(folder / MERGES).decode("utf-8").split("\n")
-        lines = [line for line in lines[lines[0].startswith("#version") :] if line]
-        merges = [(left, right) for left, right in (line.split(" ") for line in lines)]
-        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    except Exception as error:  # the library raises nothing narrower
-        raise BrokenFile(f"{folder} has a malformed {VOCAB} or {MERGES} ({error}).") from error
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    if END in vocabulary:
-        backend.add_special_tokens([AddedToken(END, special=True, normalized=False)])
-    return backend.to_str(pretty=True).encode()

@@ -81,7 +81,8 @@ class Windows:
         """The start of window `number` of the endless sequence of epochs."""
         epoch, position = divmod(number, self._count)
         if self._epoch is None or self._epoch[0] != epoch:
-            generator = np.random.Generator(np.random.Philox(key=[self._seed % 2**64, epoch]))
+            key = np.array([self._seed % 2**64, epoch], np.uint64)  # a list may pass through floats
+            generator = np.random.Generator(np.random.Philox(key=key))
             offset = int(generator.integers(self._offsets.start, self._offsets.stop))
             kind = np.uint32 if self._count < 2**32 else np.uint64
             order = np.arange(self._count, dtype=kind)
