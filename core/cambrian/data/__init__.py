@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
@@ -48,6 +48,8 @@ class Prepared:
     `summary` is what the model card and the logs say of the data, JSON-ready; its
     "content_sha256" must change with the data, for a run goes on only with what it began with.
     Throughput is counted in `unit`s, of which a row of a batch holds `units_per_row`.
+    `examples` are the held-out (input, expected) pairs as a person would give them, where there
+    are any: what `Pipeline.score` is asked about.
     """
 
     processor: Processor
@@ -57,6 +59,7 @@ class Prepared:
     unit: str = "rows"
     units_per_row: int = 1
     summary: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    examples: Sequence[tuple[Any, Any]] = ()
 
 
 Prepare = Callable[..., Prepared]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,8 +12,9 @@ class TextData:
 
     source: files, folders, globs, "-" for standard input, or one named data set.
     validation: held-out text, given like `source`; empty to split `validation_fraction` off.
-    tokenizer: "bpe" (byte-level, trained on the text), "char", or a path to a tokenizer.json or
-        to a folder with tokenizer.json or vocab.json and merges.txt.
+    tokenizer: what to train on the text - "bpe" (byte-level), "wordpiece", "wordpiece-uncased" or
+        "char" - or a path to a tokenizer.json or to a folder with one or with another tool's
+        vocabulary (vocab.json and merges.txt, vocab.txt, spiece.model).
     length: tokens in a row of a batch; 0 for as many as the model can read.
     text_key: the field that holds the text in JSONL records.
     normalize: a Unicode form ("NFC", "NFKC"), or "" to leave the text alone.
@@ -30,3 +32,105 @@ class TextData:
     normalize: str = "NFC"
     clean: bool = True
     deduplicate: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedData(TextData):
+    """Text for masked language modelling (Devlin et al. 2019).
+
+    rows: "packed" fills every row from the stream of documents, across their ends; "lines" makes
+        each line of text a row of its own.
+    mask_fraction: how many of a row's tokens are to be predicted; of these `mask_token_fraction`
+        become the mask token, `random_token_fraction` another token, and the rest stay.
+    whole_words: choose words, not tokens.
+    """
+
+    tokenizer: str = "wordpiece-uncased"
+    rows: Literal["packed", "lines"] = "packed"
+    mask_fraction: float = 0.15
+    mask_token_fraction: float = 0.8
+    random_token_fraction: float = 0.1
+    whole_words: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleData:
+    """Examples, each an input with what is expected of it.
+
+    source, validation: files, folders, globs or one named data set: JSONL, or CSV and TSV with the
+        keys below as header, or without one in their order; .gz of these; plain text as the kind
+        of data says. Without `validation` a `validation_fraction` is split off by content.
+    tokenizer, vocab_size: as for text; fitted to the training examples.
+    length: tokens in a row at most, longer ones are cut; 0 for as many as the model can read.
+    normalize, clean, deduplicate: as for text; equal examples are kept once.
+    """
+
+    source: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    validation_fraction: float = 0.1
+    tokenizer: str = "bpe"
+    vocab_size: int = 4096
+    length: int = 0
+    normalize: str = "NFC"
+    clean: bool = True
+    deduplicate: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassData(ExampleData):
+    """Texts and their classes.
+
+    Plain text: each file a class named by what differs in the files' names, each line a text; or
+    a folder of folders, each of them a class and each file in it a text.
+    text_key, label_key: the fields of a record.
+    """
+
+    source: tuple[str, ...] = ("python-topics",)
+    tokenizer: str = "wordpiece-uncased"
+    text_key: str = "text"
+    label_key: str = "label"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TagData(ExampleData):
+    """Words and their tags.
+
+    Plain text: CoNLL's form, a word a line, its tag in the last column, an empty line between
+    sentences.
+    tokens_key, tags_key: the fields of a record, each a list.
+    """
+
+    source: tuple[str, ...] = ("python-tokens",)
+    tokenizer: str = "bpe"
+    tokens_key: str = "tokens"
+    tags_key: str = "tags"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairData(ExampleData):
+    """Pairs of texts.
+
+    Plain text files are taken two by two: one of sources, then one of targets, line by line.
+    source_key, target_key: the fields of a record.
+    """
+
+    source: tuple[str, ...] = ("python-dates",)
+    source_key: str = "source"
+    target_key: str = "target"
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Data(PairData):
+    """What T5 learns from.
+
+    objective: "pairs", or "spans": pretraining by span corruption (Raffel et al. 2020, section
+        3.1.4) on raw text, given as for text; `text_key` is its field in JSONL.
+    prefix: a text put before every source, as "translate English to German: ".
+    noise_density, mean_noise_span_length: how much of a text is corrupted, and in what pieces.
+    """
+
+    objective: Literal["pairs", "spans"] = "pairs"
+    prefix: str = ""
+    text_key: str = "text"
+    noise_density: float = 0.15
+    mean_noise_span_length: float = 3.0

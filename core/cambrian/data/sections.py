@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, TypeAlias, cast
 
-from cambrian.data.config import TextData
+from cambrian.data.config import ExampleData, TextData
 from cambrian.data.sources import Chunk
 
 Form: TypeAlias = Literal["NFC", "NFD", "NFKC", "NFKD"]
@@ -55,7 +55,7 @@ def sections(chunks: Iterable[Chunk], data: TextData) -> Iterator[Section]:
             text, first = "", True
 
 
-def tidy(text: str, data: TextData) -> str:
+def tidy(text: str, data: TextData | ExampleData) -> str:
     """Apply the settings `clean` and `normalize` to whole lines."""
     if data.clean:
         if "\r" in text:

@@ -111,6 +111,24 @@ class File:
         except OSError as error:
             raise UsageError(f"Cannot read {self.name}: {error.strerror}.") from error
 
+    def lines(self, ends: bool = False) -> Iterator[str]:
+        """Read the text line by line, with or without their ends; BrokenFile if it is no UTF-8."""
+        number = 0
+        try:
+            with self._open() as stream:
+                for number, line in enumerate(stream, start=1):
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    yield text if ends else text.rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise BrokenFile(
+                f"{self.name}, line {number} is not UTF-8 ({error.reason}); convert it, for "
+                "instance with iconv, or leave it out."
+            ) from error
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise BrokenFile(f"{self.name} is not a whole gzip file ({error}).") from error
+        except OSError as error:
+            raise UsageError(f"Cannot read {self.name}: {error.strerror}.") from error
+
     def _open(self) -> io.BufferedIOBase:
         return gzip.open(self.path) if self.gzipped else Path(self.path).open("rb")
 
