@@ -9,14 +9,14 @@ config.json or, without it, by the `architectures` and `model_type` that the spe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from cambrian.errors import BrokenFile, CambrianError, NotFound, nearest
+from cambrian.errors import BrokenFile, CambrianError, NotFound, UsageError, nearest
 from cambrian.files import read_json, sha256, write_json, write_with
 from cambrian.specs import ModelSpec
 
@@ -30,6 +30,16 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a model took over from another's weights: how many tensors; its own that were not
+    among them and so are fresh; and the other's that it has no use for."""
+
+    kept: int
+    fresh: tuple[str, ...]
+    left: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -57,11 +67,13 @@ class Checkpoint:
 
         with torch.random.fork_rng(devices=[]):
             model = self.spec.model.load()(self.config)
-        tensors = read_tensors(self.path)
-        if self.spec.weights is not None:
-            tensors = self.spec.weights.load().load(tensors, self.config)
-        load_tensors(model, tensors, self.path)
+        load_tensors(model, self.tensors(self.spec, self.config), self.path)
         return model.eval()
+
+    def tensors(self, spec: ModelSpec, config: Any) -> dict[str, Tensor]:
+        """The weights under the names of `spec`'s module, which may be another than the own."""
+        tensors = read_tensors(self.path)
+        return tensors if spec.weights is None else spec.weights.load().load(tensors, config)
 
     def processor(self) -> Processor:
         """Load the processor's files."""
@@ -209,6 +221,30 @@ def shards(folder: Path) -> dict[Path, set[str] | None]:
     return files
 
 
+def keep_fitting(model: Model, tensors: Mapping[str, Tensor], path: Path) -> Kept:
+    """Fill the module with what fits it by name and shape; the rest stays as it was made.
+
+    UsageError if nothing fits.
+    """
+    own = model.state_dict()
+    fitting = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name in own and own[name].shape == tensor.shape
+    }
+    if not fitting:
+        raise UsageError(
+            f"Nothing in {path} fits this architecture; begin with a model of the same family."
+        )
+    model.load_state_dict(fitting, strict=False)
+    filled = {own[name].data_ptr() for name in fitting}
+    return Kept(
+        kept=len(fitting),
+        fresh=tuple(name for name, tensor in own.items() if tensor.data_ptr() not in filled),
+        left=tuple(sorted(tensors.keys() - fitting.keys())),
+    )
+
+
 def load_tensors(model: Model, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Fill the module; BrokenFile unless every parameter is there once, in its shape.
 
@@ -216,7 +252,10 @@ def load_tensors(model: Model, tensors: Mapping[str, Tensor], path: Path) -> Non
     """
     own = model.state_dict()
     if unknown := sorted(tensors.keys() - own.keys()):
-        raise BrokenFile(f"{path} holds '{unknown[0]}', which this architecture does not have.")
+        raise BrokenFile(
+            f"{path} holds {listed(unknown)}, which this architecture does not have: the weights "
+            "are of another one, or damaged; check config.json or download them again."
+        )
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             raise BrokenFile(
@@ -225,5 +264,14 @@ def load_tensors(model: Model, tensors: Mapping[str, Tensor], path: Path) -> Non
             )
     found = {own[name].data_ptr() for name in tensors}
     if missing := [n for n in own if n not in tensors and own[n].data_ptr() not in found]:
-        raise BrokenFile(f"{path} lacks '{missing[0]}' ({len(missing)} tensors are missing).")
+        raise BrokenFile(
+            f"{path} lacks {listed(missing)}: the weights are of another architecture, or damaged; "
+            "check config.json or download them again."
+        )
     model.load_state_dict(dict(tensors), strict=False)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -19,7 +19,14 @@ import tomli_w
 
 import cambrian
 from cambrian.card import checkpoint_card
-from cambrian.checkpoint import GENERATION, WEIGHTS, Checkpoint, save_description, save_weights
+from cambrian.checkpoint import (
+    GENERATION,
+    WEIGHTS,
+    Checkpoint,
+    keep_fitting,
+    save_description,
+    save_weights,
+)
 from cambrian.config import Changes, Recipe, apply, as_changes, parse_settings, read_changes
 from cambrian.errors import CambrianError, NotFound, UsageError
 from cambrian.files import read_json, require_free, write_bytes, write_json
@@ -64,6 +71,7 @@ def train(
     target: str | Path,
     out: str | Path,
     *,
+    base: str | Path | None = None,
     data: Sequence[str] = (),
     validation: Sequence[str] = (),
     config: str | Path | None = None,
@@ -76,14 +84,16 @@ def train(
     """Train `target` into the folder `out`.
 
     An architecture, or an entry without weights, is trained from scratch; anything with weights
-    is trained further. `settings` are "key=value" in TOML syntax or changes by section, stronger
-    than the file `config`, which is stronger than the recipe.
+    is trained further. With `base`, a checkpoint or a named model, an architecture begins with
+    that one's processor, sizes and whatever weights fit it by name and shape; `report` is told
+    what was kept and what is fresh. `settings` are "key=value" in TOML syntax or changes by
+    section, stronger than the file `config`, which is stronger than the recipe.
     """
     out = Path(out)
     registry = load_registry()
     require_free(out, force, "give another folder, --force to replace it, or --resume to go on.")
     wishes = Wishes(file=config, settings=settings, data=data, validation=validation)
-    start = settle(registry, str(target), trainer, wishes)
+    start = settle(registry, str(target), trainer, wishes, base)
     if start.checkpoint is not None and start.checkpoint.path.resolve() == out.resolve():
         raise UsageError(f"{out} cannot be trained into itself; give another folder.")
     require_run(out)
@@ -91,7 +101,8 @@ def train(
     remove_run(out)
     recipe = tomli_w.dumps(as_changes(start.config, start.recipe))
     write_bytes(out / TRAIN / RECIPE, recipe.encode())
-    write_json(out / TRAIN / RUN, {"target": start.target, "trainer": trainer})
+    record = {"target": start.target, "trainer": trainer, "base": start.base}
+    write_json(out / TRAIN / RUN, record)
     return fit(registry, start, out, job)
 
 
@@ -107,7 +118,8 @@ def resume(
     registry = load_registry()
     record = read_json(out / TRAIN / RUN)
     wishes = Wishes(file=out / TRAIN / RECIPE)
-    start = settle(registry, str(record["target"]), str(record["trainer"]), wishes)
+    target, trainer = str(record["target"]), str(record["trainer"])
+    start = settle(registry, target, trainer, wishes, record.get("base"))
     return fit(registry, start, out, prepare(registry, start, out, report, stop))
 
 
@@ -138,41 +150,72 @@ class Wishes:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a run starts from, with every setting decided."""
+    """What a run starts from, with every setting decided.
+
+    checkpoint: what the target names, if that has weights, or else what `base` names.
+    """
 
     target: str
     trainer: str
+    base: str | None
     spec: ModelSpec
     config: Any
     recipe: Recipe
     checkpoint: Checkpoint | None
 
 
-def settle(registry: Registry, target: str, trainer: str, wishes: Wishes) -> Start:
-    """Decide a run's settings: the recipe, the entry's differences, the caller's wishes."""
+def settle(
+    registry: Registry, target: str, trainer: str, wishes: Wishes, base: str | Path | None = None
+) -> Start:
+    """Decide a run's settings: the recipe, the entry's differences, the base's config, the
+    caller's wishes."""
     resolved = registry.resolve(target)
+    own = resolved.folder is not None or resolved.uri is not None
+    if own and base is not None:
+        raise UsageError(
+            f"'{target}' has weights of its own; with --base, name an architecture or a model "
+            "without weights (see `cambrian list`)."
+        )
     checkpoint = None
-    if resolved.folder is not None or resolved.uri is not None:
+    if own:
         checkpoint = checkpoint_of(resolved, registry, target)
         spec, config = checkpoint.spec, checkpoint.config
         recipe = spec.fine_tuning or spec.recipe
-        if resolved.entry is not None:
-            config, recipe = apply(config, recipe, resolved.entry.recipe, resolved.entry.name)
     else:
         config, recipe = registry.settings(resolved)
         spec = resolved.spec
         assert spec is not None  # what is neither a folder nor an address has an architecture
+    if base is not None:
+        base = named_for_good(registry, str(base))
+        checkpoint = open_checkpoint(base, registry)
+        config = carried_over(checkpoint.config, config)
+        recipe = spec.fine_tuning or spec.recipe
+    if checkpoint is not None and resolved.entry is not None:
+        config, recipe = apply(config, recipe, resolved.entry.recipe, resolved.entry.name)
     config, recipe = wishes.grant(config, recipe)
-    if resolved.folder is not None:
-        target = str(resolved.folder.resolve())
     return Start(
-        target=target,
+        target=named_for_good(registry, target),
         trainer=trainer,
+        base=base,
         spec=spec,
         config=config,
         recipe=recipe,
         checkpoint=checkpoint,
     )
+
+
+def named_for_good(registry: Registry, target: str) -> str:
+    """A folder by its whole path, so that a run can be resumed from elsewhere."""
+    folder = registry.resolve(target).folder
+    return target if folder is None else str(folder.resolve())
+
+
+def carried_over(base: Any, config: Any) -> Any:
+    """The config with the base's values wherever both have a field of that name."""
+    shared = {f.name for f in dataclasses.fields(base)} & {
+        f.name for f in dataclasses.fields(config)
+    }
+    return dataclasses.replace(config, **{name: getattr(base, name) for name in shared})
 
 
 def absolute(source: str) -> str:
@@ -195,11 +238,15 @@ def prepare(
     processor = start.checkpoint.processor() if start.checkpoint is not None else None
     prepared = spec.data.load()(start.config, recipe, processor=processor)
     config = prepared.config
-    if start.checkpoint is not None:
+    if start.checkpoint is not None and start.base is None:
         model = dataclasses.replace(start.checkpoint, config=config).model()
     else:
         torch.manual_seed(recipe.train.seed)
         model = spec.model.load()(config)
+    if start.checkpoint is not None and start.base is not None:
+        tensors = start.checkpoint.tensors(spec, config)
+        kept = keep_fitting(model, tensors, start.checkpoint.path)
+        report({"base": start.base, **dataclasses.asdict(kept)})
     job = Job(
         model=model,
         data=prepared,
@@ -277,7 +324,8 @@ def conclude(
     registry: Registry, start: Start, out: Path, data: Mapping[str, Any], outcome: Outcome
 ) -> Trained:
     """Write the card and open what was trained."""
-    command = f"cambrian train {start.target} --config train/recipe.toml -o FOLDER"
+    base = f" --base {start.base}" if start.base is not None else ""
+    command = f"cambrian train {start.target}{base} --config train/recipe.toml -o FOLDER"
     card = checkpoint_card(start.spec, out.resolve().name, data, outcome.metrics, command)
     write_bytes(out / "README.md", card.encode())
     published = (out / WEIGHTS).is_file()
@@ -288,41 +336,3 @@ def conclude(
         step=outcome.step,
         metrics=outcome.metrics,
     )
-
-
-def evaluate(
-    target: str | Path,
-    *,
-    data: Sequence[str] = (),
-    settings: Sequence[str] | Changes = (),
-    device: str = "auto",
-) -> dict[str, float]:
-    """Measure a checkpoint on held-out data: what `data` names, whole, or else the held-out part
-    of the data that the checkpoint's run, or its recipe, names."""
-    from cambrian.training.device import choose_device
-    from cambrian.training.loop import mean_metrics, to_device
-
-    registry = load_registry()
-    checkpoint = open_checkpoint(target, registry)
-    file = checkpoint.path / TRAIN / RECIPE
-    changes = (
-        {k: v for k, v in read_changes(file).items() if k != "model"} if file.is_file() else {}
-    )
-    config, recipe = apply(checkpoint.config, checkpoint.spec.recipe, changes, str(file))
-    config, recipe = Wishes(settings=settings).grant(config, recipe)
-    if data:
-        # Held out is what is named and nothing else: all of it, whatever the run was trained on.
-        sources = [absolute(source) for source in data]
-        named: dict[str, Any] = {"source": sources, "validation": sources}
-        whole = {"deduplicate": False} if hasattr(recipe.data, "deduplicate") else {}
-        config, recipe = apply(config, recipe, {"data": {**named, **whole}}, "--data")
-    prepared = checkpoint.spec.data.load()(
-        config, recipe, processor=checkpoint.processor(), evaluate_only=True
-    )
-    if prepared.validation is None:
-        raise UsageError("There is no held-out data to evaluate on; name some with --data.")
-    where = choose_device(device)
-    model = checkpoint.model().to(where)
-    held_out = prepared.validation
-    batches = (to_device(held_out.batch(i), where) for i in range(len(held_out)))
-    return mean_metrics(model, batches)

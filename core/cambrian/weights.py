@@ -11,8 +11,9 @@ from torch import Tensor
 class Weights(Protocol):
     """Converts state dicts. Without one, names in the file are the module's own.
 
-    `load` receives what a file holds and returns the module's state dict; it drops known buffers
-    and raises BrokenFile where names are missing, unknown or of the wrong shape. `save` is the
+    `load` receives what a file holds and returns it under the module's names; it drops what the
+    module knowingly does without (buffers, another head) and raises BrokenFile where the file
+    contradicts itself. Whether all is there, and in the right shape, core checks. `save` is the
     reverse: the reference's names, each shared tensor once.
     """
 

@@ -7,14 +7,13 @@ prefix "transformer." (openai-community/gpt2) and may hold the causal masks as b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from cambrian.errors import BrokenFile
 from cambrian_gpt.config import GPTConfig
-from cambrian_gpt.model import GPT
 
 PREFIX = "transformer."
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
@@ -26,23 +25,11 @@ class GPTWeights:
     """The Weights interface for GPT-2."""
 
     def load(self, tensors: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-        """The module's state dict; BrokenFile unless the file holds exactly this model."""
+        """The module's names and orientation; BrokenFile for a name held twice, or an output
+        layer that the config ties but that is another than the embedding."""
         found = _named(tensors)
         _tie(found, config)
-        with torch.device("meta"):
-            expected = GPT(config).state_dict()
-        _refuse("lacks", expected.keys() - found.keys())
-        _refuse("holds, beside the model's,", found.keys() - expected.keys())
-        result = {name: _transposed(name, found[name]) for name in expected}
-        _refuse(
-            "does not fit its config in the shape of",
-            (
-                f"{name} {list(found[name].shape)}"
-                for name in expected
-                if result[name].shape != expected[name].shape
-            ),
-        )
-        return result
+        return {name: _transposed(name, tensor) for name, tensor in found.items()}
 
     def save(self, tensors: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
         """The reference's names and orientation; the output layer only where it is untied."""
@@ -85,12 +72,3 @@ def _tie(found: dict[str, Tensor], config: GPTConfig) -> None:
 def _transposed(name: str, tensor: Tensor) -> Tensor:
     return tensor.t() if CONV1D.search(name) and tensor.ndim == 2 else tensor
 
-
-def _refuse(what: str, names: Iterable[str]) -> None:
-    """BrokenFile if there are any `names`, with the first three of them."""
-    if listed := sorted(names):
-        more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-        raise BrokenFile(
-            f"The file of weights {what} {', '.join(listed[:3])}{more}; it is of another "
-            "architecture or damaged: check config.json or download it again."
-        )

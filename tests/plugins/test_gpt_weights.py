@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cambrian.checkpoint import Checkpoint, save_weights
+from cambrian.checkpoint import Checkpoint, load_tensors, save_weights
 from cambrian.errors import BrokenFile
 from cambrian_gpt import register_models
 from cambrian_gpt.config import GPTConfig
@@ -128,20 +128,24 @@ def test_an_output_layer_of_its_own_must_not_be_tied() -> None:
         WEIGHTS.load(held, config())
 
 
+def load(held: dict[str, Tensor]) -> None:
+    load_tensors(GPT(config()), WEIGHTS.load(held, config()), Path("here"))
+
+
 def test_missing_names_are_listed_up_to_three() -> None:
     held = dict(itertools.islice(tensors().items(), 3))
-    with pytest.raises(BrokenFile, match=r"lacks (\S+, ){2}\S+ and \d+ more"):
-        WEIGHTS.load(held, config())
+    with pytest.raises(BrokenFile, match=r"here lacks (\S+, ){2}\S+ and \d+ more"):
+        load(held)
     held = tensors()
     del held["transformer.wte.weight"]
     with pytest.raises(BrokenFile, match=r"transformer\.wte\.weight"):
-        WEIGHTS.load(held, config())
+        load(held)
 
 
 @pytest.mark.parametrize("name", ["score.weight", "transformer.h.2.ln_1.bias", "attn.bias.more"])
 def test_unknown_names_are_refused(name: str) -> None:
-    with pytest.raises(BrokenFile, match="holds, beside the model's"):
-        WEIGHTS.load({**tensors(), name: torch.zeros(2)}, config())
+    with pytest.raises(BrokenFile, match=name.replace(".", r"\.")):
+        load({**tensors(), name: torch.zeros(2)})
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,7 @@ def test_unknown_names_are_refused(name: str) -> None:
 def test_wrong_shapes_are_refused(name: str) -> None:
     for wrong in (torch.zeros(3), torch.zeros(()), torch.zeros(5, 7), torch.zeros(2, 3, 4)):
         with pytest.raises(BrokenFile, match=name.replace(".", r"\.")):
-            WEIGHTS.load({**tensors(), name: wrong}, config())
+            load({**tensors(), name: wrong})
 
 
 def test_a_name_held_twice_is_refused() -> None:

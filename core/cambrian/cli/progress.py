@@ -43,7 +43,12 @@ class TrainingProgress:
         self.bar.stop()
 
     def report(self, event: Mapping[str, Any]) -> None:
-        """Show an event of the trainer."""
+        """Show an event of the run."""
+        if "base" in event:
+            fresh = ", ".join(event["fresh"]) or "nothing"
+            left = f"; left out: {', '.join(event['left'])}" if event["left"] else ""
+            self.say(f"kept {event['kept']} tensors of {event['base']}; fresh: {fresh}{left}")
+            return
         total = event["steps"]
         if event.get("resumed"):
             note = f" ({event['note']})" if "note" in event else ""

@@ -27,6 +27,13 @@ def train(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write. [default: runs/NAME]")
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Begin with what fits of a checkpoint or a named model.",
+            autocompletion=complete_model,
+        ),
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option("--data", "-d", help="File, folder, glob, '-' or data set; repeatable."),
@@ -56,6 +63,7 @@ def train(
     Examples:
       cambrian train gpt-char --data shakespeare.txt -o runs/bard
       cambrian train gpt --data 'corpus/*.jsonl.gz' --set n_layer=6 --set steps=5000
+      cambrian train bert-classifier --base bert-base-uncased --data reviews.csv
       cambrian train --resume runs/bard
     """
     prepare_process()
@@ -65,7 +73,7 @@ def train(
     with TrainingProgress() as progress, Stopper(progress.say) as stopper:
         hooks: dict[str, Any] = {"report": progress.report, "stop": stopper.asked}
         if resume is not None:
-            others = (name, out, data, validation, config, settings)
+            others = (name, out, base, data, validation, config, settings)
             if any(other is not None for other in others) or force:
                 raise UsageError(
                     "--resume takes every setting from the run; give no name and no other option."
@@ -77,6 +85,7 @@ def train(
             result = api.train(
                 name,
                 out or default_out(name),
+                base=base,
                 data=data or (),
                 validation=validation or (),
                 config=config,
