@@ -160,7 +160,7 @@ def test_the_command_line_goes_the_whole_way(folders: Folders, tmp_path: Path) -
     verified = results(command("verify", artifact, "--json"))
     assert verified["max_abs_diff"] < 1e-4
     measured = results(command("eval", model, "--json"))
-    assert measured["loss"] == pytest.approx(cambrian.evaluate(model)["loss"], rel=1e-6)
+    assert measured["loss"] == pytest.approx(cambrian.evaluate(model).metrics["loss"], rel=1e-6)
 
 
 def test_evaluating_is_the_mean_loss_of_a_token(folders: Folders) -> None:
@@ -169,7 +169,7 @@ def test_evaluating_is_the_mean_loss_of_a_token(folders: Folders) -> None:
 
     text = folders.text.with_name("held-out.txt")
     text.write_text("3 times 4 is 12.")
-    found = cambrian.evaluate(folders.model, data=[str(text)])
+    found = cambrian.evaluate(folders.model, data=[str(text)]).metrics
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folders.model).eval()
     ids = cambrian.open_checkpoint(folders.model).processor().encode(text.read_text())  # pyright: ignore[reportAttributeAccessIssue]
     ids = torch.tensor([[*ids, theirs.config.eos_token_id]])
@@ -312,7 +312,7 @@ def test_a_terminal_sees_a_bar(folders: Folders, tmp_path: Path) -> None:
 
 
 def test_the_whole_text_is_evaluated_even_if_it_was_trained_on(folders: Folders) -> None:
-    found = cambrian.evaluate(folders.model, data=[str(folders.text)])
+    found = cambrian.evaluate(folders.model, data=[str(folders.text)]).metrics
     assert found["perplexity"] == pytest.approx(np.exp(found["loss"]), rel=1e-6)
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cambrian.pipeline import Pipeline
     from cambrian.registry import load_registry
     from cambrian.runtime import Runtime, Session
+    from cambrian.scores import Confusion, Scores
     from cambrian.specs import (
         DatasetEntry,
         Entry,
@@ -52,6 +53,7 @@ _HOMES = {
     "pipeline": "Pipeline",
     "registry": "load_registry",
     "runtime": "Runtime Session",
+    "scores": "Confusion Scores",
     "specs": "DatasetEntry Entry ExporterSpec ModelSpec Ref RuntimeSpec TrainerSpec",
     "training": "Job Outcome Trainer",
 }
@@ -63,6 +65,7 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "CambrianError",
     "Case",
     "Checkpoint",
+    "Confusion",
     "DatasetEntry",
     "Entry",
     "Exporter",
@@ -81,6 +84,7 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "Ref",
     "Runtime",
     "RuntimeSpec",
+    "Scores",
     "Session",
     "Signature",
     "TrainConfig",

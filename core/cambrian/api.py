@@ -8,10 +8,11 @@ from typing import Any
 
 from cambrian.artifact import Artifact
 from cambrian.checkpoint import CONFIG, GENERATION, read_config
+from cambrian.evaluation import evaluate
 from cambrian.files import read_json
 from cambrian.loading import choose_runtime, load, open_checkpoint
 from cambrian.registry import load_registry
-from cambrian.runs import Trained, evaluate, resume, train
+from cambrian.runs import Trained, resume, train
 
 __all__ = [
     "Trained",

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cambrian.data import Processor
 from cambrian.runtime import Array, Session
+
+if TYPE_CHECKING:
+    from cambrian.scores import Scores
 
 
 class Pipeline(ABC):
@@ -45,6 +48,17 @@ class Pipeline(ABC):
     def stream(self, item: Any, **options: Any) -> Iterator[str]:
         """What `show` makes of one input's result, in pieces as they come; by default in one."""
         yield self.show(self([item], **options)[0])
+
+    def encode(self, results: Sequence[Any], suffix: str) -> bytes:
+        """Results as the content of a file: JSON lines for .json and .jsonl, else what `show`
+        makes of each. A pipeline may know more suffixes."""
+        lines = suffix in (".json", ".jsonl")
+        shown = [json.dumps(r, ensure_ascii=False) if lines else self.show(r) for r in results]
+        return ("\n".join(shown) + "\n").encode()
+
+    def score(self, examples: Sequence[tuple[Any, Any]], **options: Any) -> Scores | None:
+        """Figures over held-out (input, expected) pairs; None where the task has none."""
+        return None
 
     @abstractmethod
     def probe(self) -> Mapping[str, Array]:

@@ -54,7 +54,7 @@ def run(folder: Path, name: str, settings: list[str], keep: Path | None = None) 
         force=True,
     )
     wall = time.perf_counter() - start
-    loss = cambrian.evaluate(out)["loss"]
+    loss = cambrian.evaluate(out).metrics["loss"]
     print(f"{name:34}{loss:8.4f}{wall:8.0f} s  {result.metrics['precision']}", flush=True)
 
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cambrian.cli import text
 from cambrian.cli.completion import complete_model
+from cambrian.config import parse_assignment
+from cambrian.errors import UsageError
+
+if TYPE_CHECKING:
+    from cambrian.scores import Confusion
 
 
 def evaluate(
@@ -22,23 +30,52 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting; repeatable."),
     ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="An option of the task; repeatable."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", "-o", help="Draw the confusion matrix (.svg, .png, .pdf)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure a model on held-out data.
 
-    Without --data it is the part that the model's own training held out.
+    Without --data it is the part that the model's own training held out. A checkpoint is measured
+    by its losses and by its task's figures (accuracy and F1, BLEU), an exported folder by these.
 
     \b
     Examples:
       cambrian eval runs/bard
       cambrian eval gpt2 --data articles.jsonl --json
+      cambrian eval runs/translator -d test.en -d test.de --option num_beams=4
+      cambrian eval runs/reviews --picture confusion.svg
     """
     from cambrian import api
+    from cambrian.cli.progress import say
 
-    metrics = api.evaluate(name, data=data or (), settings=settings or (), device=device)
+    given = dict(map(parse_assignment, options or ()))
+    scores = api.evaluate(name, data=data or (), settings=settings or (), device=device, **given)
+    if picture is not None:
+        if scores.confusion is None:
+            raise UsageError(f"'{name}' is no classifier: it has no confusion matrix to draw.")
+        scores.confusion.draw(picture)
+        say(f"wrote {picture}")
     if as_json:
-        print(json.dumps(metrics))
+        confusion = {} if scores.confusion is None else {"confusion": asdict(scores.confusion)}
+        print(json.dumps({**scores.metrics, **confusion}))
         return
-    for key, value in metrics.items():
+    for key, value in scores.metrics.items():
         print(f"{key:<20}{value:.4f}")
+    if scores.confusion is not None:
+        print()
+        text.table(*table(scores.confusion))
+
+
+def table(confusion: Confusion) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: what was expected, and how often it was taken for what."""
+    header = ["expected", *(f"as {label}" for label in confusion.labels)]
+    counts = zip(confusion.labels, confusion.counts, strict=True)
+    return header, [[label, *map(str, row)] for label, row in counts]

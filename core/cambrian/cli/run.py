@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,7 +38,9 @@ def run(
         str, typer.Option("--provider", "--device", help="auto, cpu, cuda; strict if named.")
     ] = "auto",
     runtime: Annotated[str | None, typer.Option(help="Which engine. [default: by format]")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write to a file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write to a file; JSON or more by its name.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line for each input.")] = False,
 ) -> None:
     """Run a model: an exported one on its engine, a checkpoint on torch.
@@ -49,6 +50,7 @@ def run(
       cambrian run runs/bard-onnx "ROMEO:" --set max_new_tokens=200
       cambrian run runs/bard-onnx "JULIET:" --set do_sample=true --set temperature=0.8 --seed 7
       cat prompts.txt | cambrian run runs/bard-onnx --json
+      cambrian run runs/embedder-onnx -i sentences.txt -o embeddings.npy
     """
     from cambrian import api
 
@@ -65,13 +67,13 @@ def run(
         sys.stdout.write("\n")
         return
     results = pipeline(items, **options)
-    lines = [json.dumps(r, ensure_ascii=False) if as_json else pipeline.show(r) for r in results]
-    text = "\n".join(lines) + "\n"
+    suffix = ".json" if as_json else "" if out is None else out.suffix
+    data = pipeline.encode(results, suffix)
     if out is not None:
-        write_bytes(out, text.encode())
+        write_bytes(out, data)
         say(f"wrote {out}")
     else:
-        sys.stdout.write(text)
+        sys.stdout.write(data.decode())
 
 
 def read_inputs(inputs: list[str] | None, file: Path | None) -> list[str]:

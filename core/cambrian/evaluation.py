@@ -1,0 +1,107 @@
+"""How good a model is: its losses and its task's figures on held-out data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cambrian.artifact import MANIFEST, Artifact
+from cambrian.checkpoint import Checkpoint
+from cambrian.config import Changes, Recipe, apply, read_changes
+from cambrian.errors import UsageError
+from cambrian.loading import checkpoint_of, load, make_pipeline
+from cambrian.registry import load_registry
+from cambrian.runs import RECIPE, TRAIN, Wishes, absolute
+
+if TYPE_CHECKING:
+    from cambrian.scores import Scores
+
+
+def evaluate(
+    target: str | Path,
+    *,
+    data: Sequence[str] = (),
+    settings: Sequence[str] | Changes = (),
+    device: str = "auto",
+    **options: Any,
+) -> Scores:
+    """Measure a model on held-out data: what `data` names, whole, or else the held-out part of
+    the data that the checkpoint's run, or its recipe, names.
+
+    A checkpoint is measured by its losses and by its task's own figures (accuracy, BLEU); an
+    exported folder, on its engine, by the latter. `options` are the pipeline's.
+    """
+    registry = load_registry()
+    resolved = registry.resolve(str(target))
+    folder = resolved.folder
+    if folder is None or not (folder / MANIFEST).is_file():
+        checkpoint = checkpoint_of(resolved, registry, str(target))
+        return evaluate_checkpoint(checkpoint, data, settings, device, options)
+    if not data:
+        raise UsageError("An exported folder knows no data; name some with --data.")
+    spec = registry.pick("architecture", Artifact.open(folder).manifest.architecture)
+    pipeline = load(target, device=device)
+    config, recipe = measured_on(pipeline.config, spec.recipe, data, settings)
+    prepared = spec.data.load()(config, recipe, processor=pipeline.processor, evaluate_only=True)
+    scores = pipeline.score(prepared.examples, **options) if prepared.examples else None
+    if scores is None:
+        raise UsageError(
+            f"An exported {spec.name} model has no figures of its own; measure the checkpoint."
+        )
+    return scores
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint,
+    data: Sequence[str],
+    settings: Sequence[str] | Changes,
+    device: str,
+    options: Mapping[str, Any],
+) -> Scores:
+    """The losses over all held-out batches, and the figures of the model's pipeline."""
+    from cambrian.runtime.torch import TorchSession
+    from cambrian.scores import Scores
+    from cambrian.training.loop import mean_metrics, to_device
+
+    spec, config, recipe = checkpoint.spec, checkpoint.config, checkpoint.spec.recipe
+    file = checkpoint.path / TRAIN / RECIPE
+    if file.is_file():
+        changes = {k: v for k, v in read_changes(file).items() if k != "model"}
+        config, recipe = apply(config, recipe, changes, str(file))
+    config, recipe = measured_on(config, recipe, data, settings)
+    processor = checkpoint.processor()
+    prepared = spec.data.load()(config, recipe, processor=processor, evaluate_only=True)
+    if (validation := prepared.validation) is None:
+        raise UsageError("There is no held-out data to evaluate on; name some with --data.")
+    model = checkpoint.model()
+    session = TorchSession(model, device)
+    batches = (to_device(validation.batch(i), session.device) for i in range(len(validation)))
+    metrics = mean_metrics(model, batches)
+    model.eval()
+    scores = None
+    if prepared.examples:
+        pipeline = make_pipeline(spec, config, checkpoint.path, processor, session)
+        scores = pipeline.score(prepared.examples, **options)
+    elif options:
+        raise UsageError(f"Evaluating {spec.name} takes no options; it gives the loss alone.")
+    return (
+        Scores(metrics)
+        if scores is None
+        else replace(scores, metrics={**metrics, **scores.metrics})
+    )
+
+
+def measured_on(
+    config: Any, recipe: Recipe, data: Sequence[str], settings: Sequence[str] | Changes
+) -> tuple[Any, Recipe]:
+    """The settings that make the data to measure on. What is named is held out and nothing else:
+    all of it, whatever the run was trained on."""
+    config, recipe = Wishes(settings=settings).grant(config, recipe)
+    if data:
+        sources = [absolute(source) for source in data]
+        named: dict[str, Any] = {"source": sources, "validation": sources}
+        whole = {"deduplicate": False} if hasattr(recipe.data, "deduplicate") else {}
+        config, recipe = apply(config, recipe, {"data": {**named, **whole}}, "--data")
+    return config, recipe
