@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,13 @@ class Case:
 
 
 class Model(nn.Module, ABC):
-    """A network of one architecture, built from its config alone: `Model(config)`."""
+    """A network of one architecture, built from its config alone: `Model(config)`.
+
+    keep_in_float32: name patterns ("*.wo") of modules whose own weights stay in float32 where all
+        others are reduced to float16, whose range (up to 65504) they would leave.
+    """
+
+    keep_in_float32: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def updates(self) -> Sequence[Update]:

@@ -7,110 +7,58 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cambrian.config import update
 from cambrian.errors import UsageError
+from cambrian.generation import text
+from cambrian.generation.config import GenerationConfig
+from cambrian.generation.decoding import Decoding, Tokens
+from cambrian.generation.sampling import continuations
 from cambrian.pipeline import Pipeline
-from cambrian.runtime import Array
-from cambrian_gpt.config import GenerationConfig, GPTConfig
+from cambrian.runtime import Array, Session
+from cambrian_gpt.config import GPTConfig
 
 if TYPE_CHECKING:
     from cambrian.data.tokenizer import Tokenizer
 
-Scores = NDArray[np.floating[Any]]  # (batch, vocabulary): logits, -inf for what is ruled out
-INCOMPLETE = "\ufffd"  # what the bytes of an unfinished character decode to
 
-
-def penalise(scores: Scores, seen: NDArray[np.bool_], penalty: float) -> Scores:
-    """Make `seen` tokens (batch, vocabulary) less likely: logits divided by the penalty, negative
-    ones multiplied (Keskar et al. 2019, section 4.1, in transformers' form)."""
-    return np.where(seen, np.where(scores < 0, scores * penalty, scores / penalty), scores)
-
-
-def keep_top_k(scores: Scores, k: int) -> Scores:
-    """Rule out all but the k best tokens of each row; those as good as the k-th stay."""
-    if k >= scores.shape[-1]:
-        return scores
-    worst = np.partition(scores, -k, axis=-1)[:, -k, None]
-    return np.where(scores < worst, -np.inf, scores)
-
-
-def keep_top_p(scores: Scores, p: float) -> Scores:
-    """Rule out all but the fewest best tokens that together have probability p (Holtzman 2020)."""
-    ascending = np.sort(scores, axis=-1)
-    tail = probabilities(ascending).cumsum(axis=-1)
-    dropped = (tail[:, :-1] <= 1 - p).sum(axis=-1, keepdims=True)  # the best one always stays
-    return np.where(scores < np.take_along_axis(ascending, dropped, axis=-1), -np.inf, scores)
-
-
-def probabilities(scores: Scores) -> NDArray[np.float64]:
-    """Softmax of each row, in float64."""
-    weights = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
-
-
-def choose(
-    scores: Scores, options: GenerationConfig, generators: Sequence[np.random.Generator]
-) -> NDArray[np.int64]:
-    """The next token of each row: the best or, with `do_sample`, one drawn by its generator."""
-    if not options.do_sample:
-        return scores.argmax(axis=-1)
-    scores, tokens = scores / options.temperature, np.arange(scores.shape[-1])
-    if options.top_k:
-        scores = keep_top_k(scores, options.top_k)
-        tokens = np.flatnonzero(np.isfinite(scores).any(axis=0))  # the rest is for the few left
-        scores = scores[:, tokens]
-    if options.top_p < 1:
-        scores = keep_top_p(scores, options.top_p)
-    cumulative = probabilities(scores).cumsum(axis=-1)
-    drawn = np.array([generator.random() for generator in generators])
-    # Scaled by the last sum, which rounding keeps from being exactly 1.
-    return tokens[(cumulative <= drawn[:, None] * cumulative[:, -1:]).sum(axis=-1)]
-
-
-class Continuation:
-    """What follows one prompt, token by token, until `finish` says why it ended."""
+class GPTDecoding(Decoding):
+    """Prompts of unequal length are padded on the left; positions count what is no padding."""
 
     def __init__(
-        self, tokenizer: Tokenizer, options: GenerationConfig, ends: frozenset[int], room: int
+        self,
+        session: Session,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        config: GPTConfig,
     ) -> None:
-        self.tokens: list[int] = []
-        self.finish = ""
-        self._tokenizer = tokenizer
-        self._stop = options.stop
-        self._ends = ends
-        self._limit = min(options.max_new_tokens, room)
+        super().__init__(session, prompts, limits, config.vocab_size)
+        self._last = config.n_positions - 1
+        width = max(map(len, prompts))
+        self._tokens, self._mask = np.zeros((2, len(prompts), width), np.int64)
+        for row, prompt in enumerate(prompts):
+            self._tokens[row, width - len(prompt) :] = prompt
+            self._mask[row, width - len(prompt) :] = 1
+        self._positions = (self._mask.cumsum(axis=-1) - 1).clip(min=0)
 
-    def append(self, token: int) -> None:
-        self.tokens.append(token)
-        if token in self._ends or (self._stop and self._cut(self._decoded()) is not None):
-            self.finish = "stop"
-        elif len(self.tokens) >= self._limit:
-            self.finish = "length"
+    def first(self) -> Mapping[str, Array]:
+        return self._inputs(self._tokens)
 
-    @property
-    def text(self) -> str:
-        """The text so far, up to the first stop string."""
-        decoded = self._decoded()
-        return decoded[: self._cut(decoded)]
+    def following(self, tokens: Tokens) -> Mapping[str, Array]:
+        self._mask = np.pad(self._mask, ((0, 0), (0, 1)), constant_values=1)
+        # Rows that have finished are carried along; they must not run out of positions.
+        self._positions = (self._positions[:, -1:] + 1).clip(max=self._last)
+        return self._inputs(tokens)
 
-    @property
-    def settled(self) -> str:
-        """The part of `text` that no later token changes: no unfinished character, nor what may
-        become a stop string."""
-        if self.finish:
-            return self.text
-        text = self.text.removesuffix(INCOMPLETE)
-        lengths = (n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n]))
-        return text[: len(text) - max(lengths, default=0)]
+    def select(self, rows: Tokens) -> None:
+        self._mask, self._positions = self._mask[rows], self._positions[rows]
 
-    def _decoded(self) -> str:
-        return self._tokenizer.decode(self.tokens)
-
-    def _cut(self, decoded: str) -> int | None:
-        found = (at for stop in self._stop if (at := decoded.find(stop)) >= 0)
-        return min(found, default=None)
+    def _inputs(self, tokens: Tokens) -> Mapping[str, Array]:
+        return {
+            "input_ids": tokens,
+            "attention_mask": self._mask,
+            "position_ids": self._positions,
+        }
 
 
 class TextGeneration(Pipeline):
@@ -118,8 +66,8 @@ class TextGeneration(Pipeline):
 
     A result is {"prompt", "text", "tokens", "finish"}: the text that follows the prompt, without
     stop string; the tokens that were generated, the one that ended it included; and "stop" for
-    the end of a text or "length" for the limit, max_new_tokens or the model's context. A row's
-    result does not depend on the rows beside it.
+    the end of a text or "length" for the limit, max_new_tokens or the model's context; and, of a
+    beam search, its "score". A row's result does not depend on the rows beside it.
     """
 
     options = GenerationConfig
@@ -136,17 +84,10 @@ class TextGeneration(Pipeline):
         if not inputs:
             return []
         settings = update(self.defaults, options, "options")
-        prompts = self._encode(inputs)
-        rows = [self._continuation(prompt, settings) for prompt in prompts]
-        for chosen in self._tokens(prompts, settings):
-            for row, token in zip(rows, chosen.tolist(), strict=True):
-                if not row.finish:
-                    row.append(token)
-            if all(row.finish for row in rows):
-                break
+        decoding = self._decoding(self._encode(inputs), settings)
+        rows = text.generate(decoding, self.processor.decode, settings, self._ends(settings))
         return [
-            {"prompt": prompt, "text": row.text, "tokens": row.tokens, "finish": row.finish}
-            for prompt, row in zip(inputs, rows, strict=True)
+            {"prompt": prompt, **row.result()} for prompt, row in zip(inputs, rows, strict=True)
         ]
 
     def show(self, result: Mapping[str, Any]) -> str:
@@ -156,30 +97,23 @@ class TextGeneration(Pipeline):
     def stream(self, item: Any, **options: Any) -> Iterator[str]:
         """The prompt, then the text that follows, in pieces of whole characters."""
         settings = update(self.defaults, options, "options")
-        prompts = self._encode([item])
-        row, sent = self._continuation(prompts[0], settings), 0
+        decoding = self._decoding(self._encode([item]), settings)
         yield item
-        for chosen in self._tokens(prompts, settings):
-            row.append(int(chosen[0]))
-            if piece := row.settled[sent:]:
-                sent += len(piece)
-                yield piece
-            if row.finish:
-                return
+        yield from text.stream(decoding, self.processor.decode, settings, self._ends(settings))
 
     def probe(self) -> Mapping[str, Array]:
         """Greedy continuations of three unequal prompts of random tokens: "tokens" (3, new)."""
         rng, limit = np.random.Generator(np.random.Philox(0)), self.config.n_positions
         lengths = [min(length, limit) for length in (2, 9, 5)]
         prompts = [rng.integers(self.config.vocab_size, size=n).tolist() for n in lengths]
-        steps = self._tokens(prompts, GenerationConfig())
+        steps = continuations(self._decoding(prompts, GenerationConfig()), GenerationConfig())
         chosen = list(islice(steps, min(16, limit + 1 - max(lengths))))
         return {"tokens": np.stack(chosen, axis=1).astype(np.int64)}
 
     def _encode(self, texts: Sequence[Any]) -> list[list[int]]:
-        for text in texts:
-            if not isinstance(text, str):
-                raise UsageError(f"A prompt is a text, not {type(text).__name__}.")
+        for item in texts:
+            if not isinstance(item, str):
+                raise UsageError(f"A prompt is a text, not {type(item).__name__}.")
         start = [] if self.processor.eos_id is None else [self.processor.eos_id]
         prompts = [ids or start for ids in self.processor.encode_batch(texts)]
         for number, ids in enumerate(prompts):
@@ -200,37 +134,9 @@ class TextGeneration(Pipeline):
                 )
         return prompts
 
-    def _continuation(self, prompt: Sequence[int], options: GenerationConfig) -> Continuation:
-        ends = self.config.eos_token_id if options.eos_token_id is None else options.eos_token_id
-        known = frozenset([ends] if isinstance(ends, int) else ends or [])
-        room = self.config.n_positions + 1 - len(prompt)  # the last token is never read
-        return Continuation(self.processor, options, known, room)
+    def _ends(self, options: GenerationConfig) -> frozenset[int]:
+        return options.ends(self.config.eos_token_id)
 
-    def _tokens(
-        self, prompts: Sequence[Sequence[int]], options: GenerationConfig
-    ) -> Iterator[NDArray[np.int64]]:
-        """Yield the next token of every row (batch,), endlessly."""
-        batch, width = len(prompts), max(map(len, prompts))
-        tokens, mask = np.zeros((2, batch, width), np.int64)
-        for row, prompt in enumerate(prompts):
-            tokens[row, width - len(prompt) :], mask[row, width - len(prompt) :] = prompt, 1
-        seen = np.zeros((batch, self.config.vocab_size), np.bool_)
-        for row, prompt in enumerate(prompts):
-            seen[row, prompt] = True
-        # A generator a row: what one draws does not depend on how many there are.
-        generators = [
-            np.random.Generator(np.random.Philox(key=[options.seed, row])) for row in range(batch)
-        ]
-        positions, state = (mask.cumsum(axis=-1) - 1).clip(min=0), None
-        while True:
-            inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
-            outputs, state = self.session.run("decoder", inputs, state)
-            scores = outputs["logits"][:, -1].astype(np.float32)
-            if options.repetition_penalty != 1:
-                scores = penalise(scores, seen, options.repetition_penalty)
-            chosen = choose(scores, options, generators)
-            yield chosen
-            seen[np.arange(batch), chosen] = True
-            tokens, mask = chosen[:, None], np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
-            # Rows that have finished are carried along; they must not run out of positions.
-            positions = (positions[:, -1:] + 1).clip(max=self.config.n_positions - 1)
+    def _decoding(self, prompts: list[list[int]], options: GenerationConfig) -> GPTDecoding:
+        limits = text.limits(prompts, options, self.config.n_positions)
+        return GPTDecoding(self.session, prompts, limits, self.config)

@@ -14,6 +14,7 @@ import textwrap
 import warnings
 from collections.abc import Generator, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import ClassVar
 
@@ -57,7 +58,7 @@ class OnnxExporter(Exporter):
     def export(self, model: Model, folder: Path, *, precision: str) -> dict[str, GraphFile]:
         graphs = model.graphs()
         if precision == "float16":
-            graphs = [halved(graph) for graph in copy.deepcopy(model).half().graphs()]
+            graphs = [halved(graph) for graph in half(model).graphs()]
         files: dict[str, GraphFile] = {}
         for graph in graphs:
             file = "model.onnx" if len(graphs) == 1 else f"{graph.name}_model.onnx"
@@ -92,16 +93,28 @@ class _Positional(nn.Module):
         return self.module(**dict(zip(self.names, inputs, strict=True)))
 
 
+def half(model: Model) -> Model:
+    """A copy in float16, but for the modules that the model keeps in float32."""
+    result = copy.deepcopy(model)
+    for name, module in result.named_modules():
+        if any(fnmatchcase(name, pattern) for pattern in model.keep_in_float32):
+            continue  # never rounded: it may hold what float16 has no number for
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.half()
+    return result
+
+
 def halved(graph: Graph) -> Graph:
     """The graph with float16 wherever its signature says float32; the module is half already."""
 
-    def half(ports: tuple[Port, ...]) -> tuple[Port, ...]:
+    def reduced(ports: tuple[Port, ...]) -> tuple[Port, ...]:
         return tuple(
             replace(port, dtype="float16") if port.dtype == "float32" else port for port in ports
         )
 
     old = graph.signature
-    signature = replace(old, inputs=half(old.inputs), outputs=half(old.outputs))
+    signature = replace(old, inputs=reduced(old.inputs), outputs=reduced(old.outputs))
     return replace(graph, signature=signature)
 
 

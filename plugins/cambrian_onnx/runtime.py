@@ -17,7 +17,7 @@ import onnxruntime
 from cambrian.artifact import Artifact
 from cambrian.errors import BrokenFile, CambrianError, UsageError
 from cambrian.runtime import Array, Runtime, Session, State
-from cambrian.runtime.binding import bind, signature_of
+from cambrian.runtime.binding import bind, check_rows, signature_of
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 FATAL = 4  # of ONNX Runtime's log severities: what matters is raised, not logged
@@ -67,6 +67,7 @@ class OnnxSession(Session):
             name: _load(artifact.path / graph.file, device, options)
             for name, graph in graphs.items()
         }
+        self._gathers: dict[int, Any] = {}  # by the number of the elements' type
         self.provider = CUDA if device == "cuda" else CPU
 
     def run(
@@ -100,8 +101,29 @@ class OnnxSession(Session):
         renewed = {feeds: values.pop(name) for name, feeds in signature.state.items()}
         return {name: value.numpy() for name, value in values.items()}, {**state, **renewed}
 
+    def take(self, state: State, rows: Array) -> State:
+        check_rows(rows, (value.shape()[0] for value in state.values()))
+        if self.device != "cpu":
+            return {name: self._gathered(value, rows) for name, value in state.items()}
+        return {  # the runtime takes numpy's memory as it is: one copy, and faster than a graph
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy()[rows])
+            for name, value in state.items()
+        }
+
+    def _gathered(self, value: Any, rows: Array) -> Any:
+        """The rows of a value, on its device: a graph of the one operator."""
+        kind = value.element_type()
+        if kind not in self._gathers:
+            self._gathers[kind] = _load(gather(kind), self.device, _options(shared=True))
+        binding = self._gathers[kind].io_binding()
+        binding.bind_ortvalue_input("state", value)
+        binding.bind_cpu_input("rows", np.asarray(rows, order="C"))
+        binding.bind_output("taken", self.device)
+        self._gathers[kind].run_with_iobinding(binding)
+        return binding.get_outputs()[0]
+
     def close(self) -> None:
-        self._sessions = {}
+        self._sessions, self._gathers = {}, {}
 
 
 def _options(shared: bool) -> Any:
@@ -117,7 +139,24 @@ def _options(shared: bool) -> Any:
     return options
 
 
-def _load(file: Path, device: str, options: Any) -> Any:
+def gather(kind: int) -> bytes:
+    """A graph that takes rows of a tensor whose elements have ONNX's type number `kind`."""
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["state", "rows"], ["taken"], axis=0)],
+        "take",
+        [
+            helper.make_tensor_value_info("state", kind, None),
+            helper.make_tensor_value_info("rows", TensorProto.INT64, ["rows"]),
+        ],
+        [helper.make_tensor_value_info("taken", kind, None)],
+    )
+    opset = helper.make_opsetid("", 20)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
+
+
+def _load(file: Path | bytes, device: str, options: Any) -> Any:
     """Load one graph; NotServedError if `device` is not what would compute it."""
     # TF32 rounds float32 to 10 bits in matrix products: float32 must mean float32.
     providers: list[Any] = [(CUDA, {"use_tf32": "0"}), CPU] if device == "cuda" else [CPU]

@@ -72,14 +72,15 @@ def generate_transformers(folder: Path, ids: list[int], new: int, dtype: str) ->
 def generate_cambrian(folder: Path, ids: list[int], new: int) -> dict[str, Any]:
     """The pipeline's own decoding loop over a session."""
     import cambrian
-    from cambrian_gpt.config import GenerationConfig
+    from cambrian.generation.config import GenerationConfig
+    from cambrian.generation.sampling import continuations
 
     pipeline: Any = cambrian.load(folder)
     options = GenerationConfig(max_new_tokens=new)
 
     def run() -> tuple[list[int], float, float]:
         start, first, tokens = time.perf_counter(), 0.0, list[int]()
-        for chosen in pipeline._tokens([ids], options):
+        for chosen in continuations(pipeline._decoding([ids], options), options):
             first = first or time.perf_counter() - start
             tokens.append(int(chosen[0]))
             if len(tokens) == new:

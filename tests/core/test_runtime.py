@@ -71,6 +71,33 @@ def test_new_state_keeps_what_a_call_does_not_renew(session: Session) -> None:
     assert kept.keys() == state.keys()
 
 
+def test_rows_of_a_state_are_taken_in_any_order_and_number(session: Session) -> None:
+    ids = np.concatenate([IDS, IDS[:, ::-1]])
+    _, state = run(session, ids[:, :3])
+    rows = np.array([2, 0, 2, 3, 1, 2])
+    chosen = session.take(state, rows)
+    assert chosen.keys() == state.keys()
+    after, _ = run(session, ids[rows, 3:], 3, chosen)
+    expected, _ = run(session, ids[rows])
+    np.testing.assert_allclose(after["logits"], expected["logits"][:, 3:], atol=2e-6)
+    whole, _ = run(session, ids[:, 3:], 3, state)  # the old state is as it was
+    np.testing.assert_allclose(whole["logits"], run(session, ids)[0]["logits"][:, 3:], atol=2e-6)
+
+
+def test_rows_may_be_none_of_a_part_of_a_state(session: Session) -> None:
+    _, state = run(session, IDS)
+    assert session.take({}, np.array([1, 0])) == {}
+    some = session.take({"past_key_values.0.key": state["past_key_values.0.key"]}, np.array([1]))
+    assert some.keys() == {"past_key_values.0.key"}
+
+
+@pytest.mark.parametrize("rows", [[0, 2], [-1], [[0]], [0.0]])
+def test_rows_that_are_not_there_are_named(session: Session, rows: list) -> None:
+    _, state = run(session, IDS)
+    with pytest.raises(CambrianError, match=r"Rows .* (but the batch has 2|int64 list)"):
+        session.take(state, np.array(rows))
+
+
 def test_state_may_be_given_as_input(session: Session) -> None:
     empty = np.zeros((2, 2, 0, 8), np.float32)
     given = toy.decoder_inputs(IDS, 0) | {"past_key_values.0.key": empty}

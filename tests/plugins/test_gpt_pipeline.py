@@ -15,10 +15,11 @@ from transformers.generation import logits_process as reference
 
 from cambrian.data.tokenizer import Tokenizer
 from cambrian.errors import UsageError
+from cambrian.generation import sampling as p
+from cambrian.generation.config import GenerationConfig
 from cambrian.runtime import Array, Session, State
 from cambrian.runtime.torch import TorchSession
-from cambrian_gpt import pipeline as p
-from cambrian_gpt.config import GenerationConfig, GPTConfig
+from cambrian_gpt.config import GPTConfig
 from cambrian_gpt.model import GPT
 from cambrian_gpt.pipeline import TextGeneration
 from cambrian_gpt.weights import WEIGHTS
@@ -71,6 +72,9 @@ class Script(Session):
             logits[row, -1, script[step % len(script)]] = 9.0
         return {"logits": logits}, {"step": step + 1}
 
+    def take(self, state: State, rows: Array) -> State:
+        raise NotImplementedError
+
     def close(self) -> None: ...
 
 
@@ -118,6 +122,57 @@ def test_greedy_equals_transformers_token_for_token(tokenizer: Tokenizer) -> Non
         stop = whole.index(eos) + 1 if eos in whole else 16
         assert result["tokens"] == whole[:stop]
         assert result["finish"] == ("stop" if eos in whole else "length")
+
+
+@pytest.mark.parametrize("early", [True, False, "never"])
+@pytest.mark.parametrize(
+    ("beams", "length", "repetition"), [(2, 1.0, 1.0), (4, 0.0, 1.3), (5, 2.0, 1.0)]
+)
+def test_beams_equal_transformers_in_tokens_and_score(
+    tokenizer: Tokenizer, early: Any, beams: int, length: float, repetition: float
+) -> None:
+    settings = config(tokenizer)
+    values = {f: getattr(settings, f) for f in settings.__dataclass_fields__}
+    torch.manual_seed(3)
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**values)).eval()
+    model = GPT(settings)
+    model.load_state_dict(WEIGHTS.load(theirs.state_dict(), settings))
+    generate = TextGeneration(TorchSession(model.eval()), tokenizer, settings)
+    greedy = generate(PROMPTS, max_new_tokens=12)
+    options: dict[str, Any] = {
+        "num_beams": beams,
+        "length_penalty": length,
+        "early_stopping": early,
+        "repetition_penalty": repetition,
+        "eos_token_id": [greedy[0]["tokens"][4], greedy[2]["tokens"][7]],
+        "max_new_tokens": 12,
+    }
+    results = generate(PROMPTS, **options)
+    for result, ids in zip(results, tokenizer.encode_batch(PROMPTS), strict=True):
+        given = torch.tensor([ids])
+        found = theirs.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            do_sample=False,
+            pad_token_id=0,
+            output_scores=True,
+            return_dict_in_generate=True,
+            **options,
+        )
+        new = found.sequences[0, len(ids) :].tolist()
+        assert result["tokens"] == new[: len(result["tokens"])]
+        assert len(new) == len(result["tokens"])
+        assert abs(result["score"] - float(found.sequences_scores[0])) < 1e-4
+        [alone] = generate([result["prompt"]], **options)
+        assert alone["tokens"] == result["tokens"]
+        assert "".join(generate.stream(result["prompt"], **options)) == generate.show(result)
+
+
+def test_beams_keep_within_the_context(generator: TextGeneration) -> None:
+    limit = generator.config.n_positions
+    full, short = generator(["b" * (limit - 2), "b"], max_new_tokens=60, num_beams=3)
+    assert len(full["tokens"]) == 3 and len(short["tokens"]) == limit
+    assert short["tokens"] == generator(["b"], max_new_tokens=60, num_beams=3)[0]["tokens"]
 
 
 @pytest.mark.parametrize("seed", range(3))

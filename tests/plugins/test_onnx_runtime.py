@@ -66,6 +66,20 @@ def test_state_is_the_engines_own_value(folder: Path) -> None:
         assert tuple(value.shape()) == (1, 2, 3, 8)
 
 
+def test_a_graph_takes_rows_where_numpy_cannot(folder: Path) -> None:
+    """What serves on a GPU, checked on the CPU."""
+    session = OnnxRuntime().open(folder, "cpu")
+    _, state = session.run("decoder", toy.decoder_inputs(np.array([[1, 2], [3, 4]]), 0))
+    rows = np.array([1, 0, 1])
+    expected = session.take(state, rows)
+    for dtype in (np.float32, np.float16):
+        for name, value in state.items():
+            held = onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy().astype(dtype))
+            found = session._gathered(held, rows).numpy()
+            assert found.dtype == dtype
+            np.testing.assert_array_equal(found, expected[name].numpy().astype(dtype))
+
+
 def test_outputs_outlive_the_session(folder: Path) -> None:
     session = OnnxRuntime().open(folder, "cpu")
     outputs, _ = session.run("decoder", toy.decoder_inputs(np.array([[1, 2, 3]]), 0))

@@ -44,6 +44,14 @@ class Session(ABC):
         """
 
     @abstractmethod
+    def take(self, state: State, rows: Array) -> State:
+        """The state of the given rows (int64, may repeat) of the batch, in that order.
+
+        A state's first dimension is the batch. The state given is left as it was, and the new
+        one is on the device too. CambrianError where there is no such row.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Free the device's memory."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
 
 from cambrian.artifact import Port, Signature, resolve_shape
 from cambrian.errors import CambrianError, nearest
@@ -45,6 +47,15 @@ def bind(
     sizes = _sizes(graph, given)
     _check_shapes(graph, given, sizes)
     return {name: resolve_shape(ports[name].shape, sizes) for name in ports if name not in shapes}
+
+
+def check_rows(rows: Array, sizes: Iterable[int]) -> None:
+    """CambrianError unless `rows` (int64) are rows of batches of all these sizes."""
+    if rows.dtype != np.int64 or rows.ndim != 1:
+        raise CambrianError(f"Rows are an int64 list, not {rows.ndim}-dimensional {rows.dtype}.")
+    size = min(sizes, default=None)
+    if size is not None and len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < size:
+        raise CambrianError(f"Rows {rows.tolist()} were asked for, but the batch has {size}.")
 
 
 def _sizes(graph: str, given: Sequence[tuple[Port, tuple[int, ...]]]) -> dict[str, int]:

@@ -15,7 +15,7 @@ from cambrian.errors import CambrianError
 from cambrian.model import Model
 from cambrian.registry import load_registry
 from cambrian.runtime import Array, Runtime, Session, State
-from cambrian.runtime.binding import bind, signature_of
+from cambrian.runtime.binding import bind, check_rows, signature_of
 from cambrian.training.device import choose_device
 
 
@@ -57,6 +57,12 @@ class TorchSession(Session):
         named = dict(zip((port.name for port in signature.outputs), values, strict=True))
         renewed = {feeds: named.pop(name) for name, feeds in signature.state.items()}
         return {name: _numpy(value) for name, value in named.items()}, {**state, **renewed}
+
+    @torch.inference_mode()
+    def take(self, state: State, rows: Array) -> State:
+        check_rows(rows, (value.shape[0] for value in state.values()))
+        index = _tensor(rows).to(self.device)
+        return {name: value.index_select(0, index) for name, value in state.items()}
 
     def close(self) -> None:
         self.graphs = {}
