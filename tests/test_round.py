@@ -324,6 +324,15 @@ def test_a_run_that_is_over_keeps_its_card(folders: Folders) -> None:
     assert "best validation loss" in (folders.model / "README.md").read_text()
 
 
+def test_force_takes_another_tokenizer(folders: Folders, tmp_path: Path) -> None:
+    out, given = tmp_path / "run", {"data": [str(folders.text)], "force": True}
+    for kind in ("char", "bpe"):
+        settings = [*SMALL, "steps=1", f"tokenizer={kind}"]
+        trained = cambrian.train("gpt-nano", out, settings=settings, **given)
+        assert trained.checkpoint is not None
+        assert trained.checkpoint.processor().kind == kind  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_resuming_with_another_tokenizer_is_refused(folders: Folders, tmp_path: Path) -> None:
     out = tmp_path / "out"
     cambrian.train("gpt-nano", out, data=[str(folders.text)], settings=SMALL)

@@ -120,7 +120,9 @@ def resume(
     wishes = Wishes(file=out / TRAIN / RECIPE)
     target, trainer = str(record["target"]), str(record["trainer"])
     start = settle(registry, target, trainer, wishes, record.get("base"))
-    return fit(registry, start, out, prepare(registry, start, out, report, stop))
+    job = prepare(registry, start, out, report, stop)
+    require_same_processor(out, job.data.processor)
+    return fit(registry, start, out, job)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +269,6 @@ def fit(registry: Registry, start: Start, out: Path, job: Job) -> Trained:
     trainer = registry.pick("trainer", start.trainer).trainer.load()()
     remove_leftovers(out)
     require_same_data(out, job.data.summary)
-    require_same_processor(out, job.data.processor)
     save_description(out, start.spec, job.data.config, job.data.processor, cambrian.__version__)
     save_generation(out, start.spec, job.data.config)
     return conclude(registry, start, out, job.data.summary, trainer.fit(job))
