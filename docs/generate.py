@@ -10,16 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from cambrian import config, hookspecs
-from cambrian.data.config import TextData
-from cambrian_gpt.config import GenerationConfig, GPTConfig
+from cambrian.data.config import ClassData, MaskedData, PairData, T5Data, TagData, TextData
+from cambrian.generation.config import GenerationConfig
+from cambrian_bert.config import BertConfig, RobertaConfig
+from cambrian_gpt.config import GPTConfig
+from cambrian_t5.config import T5Config
 
 REFERENCE = Path(__file__).parent / "reference"
 VERBS = ("list", "info", "train", "eval", "export", "verify", "run", "plugins", "env")
 SECTIONS = {
     "[model] of the architecture gpt": GPTConfig,
+    "[model] of bert, bert-classifier, bert-tagger and bert-embedder": BertConfig,
+    "[model] of roberta, roberta-classifier, roberta-tagger and roberta-embedder": RobertaConfig,
+    "[model] of the architecture t5": T5Config,
     "[train]": config.TrainConfig,
     "[optimizer]": config.OptimizerConfig,
-    "[data] of text": TextData,
+    "[data] of gpt": TextData,
+    "[data] of bert and roberta": MaskedData,
+    "[data] of bert-classifier and roberta-classifier": ClassData,
+    "[data] of bert-tagger and roberta-tagger": TagData,
+    "[data] of bert-embedder and roberta-embedder": PairData,
+    "[data] of t5": T5Data,
     "Options of text generation (cambrian run --set)": GenerationConfig,
 }
 
@@ -47,7 +58,9 @@ def settings() -> str:
     for title, kind in SECTIONS.items():
         fields = [f"{f.name} = {shown(f)}" for f in dataclasses.fields(kind)]
         parts.append(f"## {title}\n")
-        parts.append(f"```text\n{inspect.cleandoc(kind.__doc__ or '')}\n```\n")
+        inherited = [inspect.cleandoc(base.__doc__ or "") for base in kind.__mro__[1:-1]]
+        text = "\n\n".join([inspect.cleandoc(kind.__doc__ or ""), *inherited])
+        parts.append(f"```text\n{text}\n```\n")
         parts.append("Defaults:\n\n```toml\n" + "\n".join(fields) + "\n```\n")
     return "\n".join(parts)
 
@@ -55,6 +68,9 @@ def settings() -> str:
 def shown(field: dataclasses.Field[Any]) -> str:
     """A default in TOML, where TOML has it."""
     value = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        inside = ", ".join(f'{key} = "{item}"' for key, item in field.default_factory().items())
+        return f"{{{inside}}}"
     if value is None:
         return '""  # not set'
     if isinstance(value, bool):

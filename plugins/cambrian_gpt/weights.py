@@ -71,4 +71,3 @@ def _tie(found: dict[str, Tensor], config: GPTConfig) -> None:
 
 def _transposed(name: str, tensor: Tensor) -> Tensor:
     return tensor.t() if CONV1D.search(name) and tensor.ndim == 2 else tensor
-

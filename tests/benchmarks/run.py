@@ -11,8 +11,12 @@ RUNS = (
     ("bench_startup.py",),
     ("bench_training.py", "char"),
     ("bench_training.py", "wide"),
+    ("bench_training_families.py", "bert"),
+    ("bench_training_families.py", "t5"),
     ("bench_shakespeare.py",),
     ("bench_inference.py",),
+    ("bench_inference_families.py", "bert"),
+    ("bench_inference_families.py", "t5"),
     ("bench_text_memory.py",),
 )
 
