@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cambrian.config import Recipe, TrainConfig
-from cambrian.data import Arrays, Prepared
+from cambrian.data import IGNORED, Arrays, Prepared
 from cambrian.data.config import ClassData, ExampleData, MaskedData, PairData, TagData
 from cambrian.data.records import (
     Example,
@@ -27,7 +27,7 @@ from cambrian.data.tokenizer import Specials, Tokenizer, fitted
 from cambrian.data.vocabularies import BERT_ROLES, BERTWEET_ROLES
 from cambrian.errors import UsageError
 from cambrian_bert.config import BertConfig, RobertaConfig
-from cambrian_bert.masking import IGNORED, Masking
+from cambrian_bert.masking import Masking
 
 BERT = Specials(roles=BERT_ROLES, single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1")
 ROBERTA = Specials(roles=BERTWEET_ROLES, single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>")

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cambrian.layers import Dropout, attention
 from cambrian_bert.config import BertConfig
 
 ACTIVATIONS = {
@@ -19,16 +20,6 @@ ACTIVATIONS = {
     "gelu_new": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
 }
-
-SHORT = 256  # up to this length a CPU trains faster with plain matmuls than with the fused kernel
-
-
-def plain_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor, dropout_p: float
-) -> Tensor:
-    """What F.scaled_dot_product_attention computes, step by step."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + attn_mask
-    return F.dropout(scores.softmax(-1), dropout_p) @ value
 
 
 class SelfAttention(nn.Module):
@@ -48,10 +39,8 @@ class SelfAttention(nn.Module):
             part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (self.query, self.key, self.value)
         )
-        plain = self.training and x.device.type == "cpu" and x.shape[1] <= SHORT
-        attend = plain_attention if plain else F.scaled_dot_product_attention
-        dropout = self.dropout if self.training else 0.0
-        y = attend(query, key, value, attn_mask=mask, dropout_p=dropout)
+        rate, training = self.dropout, self.training
+        y = attention(query, key, value, mask=mask, dropout=rate, training=training)
         return y.transpose(1, 2).flatten(2)
 
 
@@ -62,7 +51,7 @@ class Output(nn.Module):
         super().__init__()
         self.dense = nn.Linear(width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)
@@ -115,7 +104,7 @@ class Embeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.offset = config.position_offset
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, types: Tensor | None) -> Tensor:

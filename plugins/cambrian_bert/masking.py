@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cambrian.data import IGNORED
 from cambrian.data.config import MaskedData
 from cambrian.data.tokenizer import Tokenizer
 from cambrian.errors import UsageError
 
 Table = NDArray[np.int64]
-IGNORED = -100  # the label of what is not to be predicted
 
 
 class Masking:

@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cambrian.artifact import Port, Signature
+from cambrian.data import IGNORED
+from cambrian.layers import Dropout, cross_entropy
 from cambrian.model import Batch, Case, Graph, Losses, Model, Update
 from cambrian.runtime import Array
 from cambrian_bert.config import BertConfig
 from cambrian_bert.encoder import ACTIVATIONS, Encoder
 
-IGNORED = -100  # the label of a position that has nothing to predict
 SHARPNESS = 20.0  # cosines lie in [-1, 1], too flat for a softmax (Reimers, Gurevych 2019)
 
 
@@ -89,19 +90,16 @@ class Bert(Model):
 
     def loss(self, batch: Batch) -> Losses:
         """Mean cross-entropy of the predictions; 0 of a batch that has nothing to predict."""
-        logits, labels = self.predictions(batch)
-        total = F.cross_entropy(logits.float(), labels, reduction="sum")
-        return {"loss": total / max(len(labels), 1)}
+        return {"loss": cross_entropy(*self.predictions(batch))}
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:
         """Loss and accuracy, means over "count" predictions."""
         logits, labels = self.predictions(batch)
         count = torch.tensor(len(labels), device=labels.device)
-        total = F.cross_entropy(logits.float(), labels, reduction="sum")
         right = (logits.argmax(-1) == labels).sum()
-        divisor = count.clamp(min=1)
-        return {"loss": total / divisor, "accuracy": right / divisor, "count": count}
+        loss = cross_entropy(logits, labels)
+        return {"loss": loss, "accuracy": right / count.clamp(min=1), "count": count}
 
     @property
     def segmented(self) -> bool:
@@ -153,10 +151,10 @@ class Deployed(nn.Module):
         return (self.model(**inputs),)
 
 
-def classifier_dropout(config: BertConfig) -> nn.Dropout:
+def classifier_dropout(config: BertConfig) -> Dropout:
     """The dropout before a classifier."""
     rate = config.classifier_dropout
-    return nn.Dropout(config.hidden_dropout_prob if rate is None else rate)
+    return Dropout(config.hidden_dropout_prob if rate is None else rate)
 
 
 class PerToken(Bert):

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cambrian.artifact import Port, Signature
+from cambrian.data import IGNORED
+from cambrian.layers import Dropout, attention, cross_entropy
 from cambrian.model import Batch, Case, Graph, Losses, Model, Update
 from cambrian.runtime import Array
 from cambrian_gpt.config import GPTConfig
@@ -31,30 +33,6 @@ ACTIVATIONS = {
     "relu": F.relu,
 }
 
-IGNORED = -100  # the label of a position that has nothing to predict
-# Up to this length a CPU trains no slower with plain matmuls than with the fused kernel, and in
-# bfloat16 or with float32 matmuls of "medium" precision up to 1.6 times as fast (whole step).
-SHORT = 256
-
-
-def plain_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float,
-) -> Tensor:
-    """What F.scaled_dot_product_attention computes, step by step; without past where causal."""
-    scores = (query * scale) @ key.transpose(-2, -1)
-    if is_causal:
-        attn_mask = torch.full_like(scores[0, 0], -math.inf).triu(1)
-    if attn_mask is not None:
-        scores = scores + attn_mask
-    return F.dropout(scores.softmax(-1), dropout_p) @ value
-
 
 class Attention(nn.Module):
     """Causal self-attention over the past and the new tokens."""
@@ -63,7 +41,7 @@ class Attention(nn.Module):
         super().__init__()
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
-        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+        self.resid_dropout = Dropout(config.resid_pdrop)
         self.n_head = config.n_head
         self.attn_pdrop = config.attn_pdrop
         self.scale = config.head_size**-0.5 if config.scale_attn_weights else 1.0
@@ -72,22 +50,20 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, past: Past | None) -> tuple[Tensor, Past]:
         """x (B, S, E); mask (B, 1, S, T), added to the scores, or None for causal with no past."""
-        query, key, value = (
-            part.unflatten(-1, (self.n_head, -1)).transpose(1, 2)
-            for part in self.c_attn(x).chunk(3, dim=-1)
-        )
+        parts = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
+        # In training, one copy for the products below, which would otherwise make three.
+        query, key, value = (parts.contiguous() if self.training else parts).unbind()
         if past is not None:
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
-        plain = self.training and x.device.type == "cpu" and x.shape[1] <= SHORT
-        attend = plain_attention if plain else F.scaled_dot_product_attention
-        y = attend(
+        y = attention(
             query,
             key,
             value,
-            attn_mask=mask,
-            dropout_p=self.attn_pdrop if self.training else 0.0,
-            is_causal=mask is None,
+            mask=mask,
+            causal=mask is None,
             scale=self.scale,
+            dropout=self.attn_pdrop,
+            training=self.training,
         )
         y = self.c_proj(y.transpose(1, 2).flatten(2))
         return self.resid_dropout(y), (key, value)
@@ -102,7 +78,7 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, inner)
         self.c_proj = nn.Linear(inner, config.n_embd)
         self.act = ACTIVATIONS[config.activation_function]
-        self.dropout = nn.Dropout(config.resid_pdrop)
+        self.dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.c_proj(self.act(self.c_fc(x))))
@@ -131,7 +107,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.drop = nn.Dropout(config.embd_pdrop)
+        self.drop = Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
 
@@ -209,8 +185,8 @@ class GPT(Model):
 
     def loss(self, batch: Batch) -> Losses:
         """Cross-entropy of "labels" (B, S), the next tokens of "input_ids"; -100 is ignored."""
-        logits = self(batch["input_ids"]).float().flatten(0, 1)
-        return {"loss": F.cross_entropy(logits, batch["labels"].flatten(), ignore_index=IGNORED)}
+        logits = self(batch["input_ids"]).flatten(0, 1)
+        return {"loss": cross_entropy(logits, batch["labels"].flatten())}
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:

@@ -5,23 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cambrian.layers import attention
 from cambrian_t5.config import T5Config
 
 Cache = tuple[Tensor, Tensor]  # keys and values, each (B, H, K, D)
-
-# Up to this length a CPU trains no slower with plain matmuls than with the fused kernel.
-SHORT = 256
-
-
-def plain_attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout_p: float
-) -> Tensor:
-    """What F.scaled_dot_product_attention computes with a scale of 1, step by step."""
-    scores = query @ key.transpose(-2, -1) + bias
-    return F.dropout(scores.softmax(-1), dropout_p) @ value
 
 
 def hide(hidden: Tensor, dtype: torch.dtype) -> Tensor:
@@ -85,12 +74,6 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cache: Cache, bias: Tensor) -> Tensor:
         """x (B, Q, M); bias, broadcast to (B, H, Q, K), is added to the scores."""
         query = self.heads(self.q(x.to(self.q.weight.dtype)))
-        key, value = cache
-        dropout_p = self.dropout_rate if self.training else 0.0
-        if self.training and x.device.type == "cpu" and key.shape[2] <= SHORT:
-            y = plain_attention(query, key, value, bias, dropout_p)
-        else:
-            y = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=bias, dropout_p=dropout_p, scale=1.0
-            )
+        rate, training = self.dropout_rate, self.training
+        y = attention(query, *cache, mask=bias, scale=1.0, dropout=rate, training=training)
         return self.o(y.transpose(1, 2).flatten(2))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cambrian.config import Recipe
-from cambrian.data import Arrays, Prepared
+from cambrian.data import IGNORED, Arrays, Prepared
 from cambrian.data.config import T5Data, TextData
 from cambrian.data.records import paired, read_examples
 from cambrian.data.rows import Ids, Ragged, RowBatches, padded
@@ -19,7 +19,6 @@ from cambrian.errors import UsageError
 from cambrian_t5.config import T5Config
 from cambrian_t5.corruption import corrupt, raw_length
 
-IGNORED = -100  # the label of what is not to be predicted
 SENTINELS = 100
 SPECIALS = Specials(
     roles={"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},

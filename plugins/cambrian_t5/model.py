@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cambrian.data import IGNORED
+from cambrian.layers import Dropout, cross_entropy
 from cambrian.model import Batch, Case, Graph, Losses, Model, Update
 from cambrian_t5 import graphs
 from cambrian_t5.attention import Attention, Cache, buckets, hide
 from cambrian_t5.config import T5Config
-
-IGNORED = -100  # the label of a position that has nothing to predict
 
 
 class RMSNorm(nn.Module):
@@ -46,7 +46,7 @@ class SelfAttentionLayer(nn.Module):
         super().__init__()
         self.SelfAttention = Attention(config, relative)
         self.layer_norm = RMSNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def forward(self, x: Tensor, bias: Tensor, past: Cache | None) -> tuple[Tensor, Cache]:
         normed = self.layer_norm(x)
@@ -64,7 +64,7 @@ class CrossAttentionLayer(nn.Module):
         super().__init__()
         self.EncDecAttention = Attention(config)
         self.layer_norm = RMSNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def forward(self, x: Tensor, source: Cache, mask: Tensor) -> Tensor:
         return x + self.dropout(self.EncDecAttention(self.layer_norm(x), source, mask))
@@ -77,7 +77,7 @@ class Dense(nn.Module):
         super().__init__()
         self.wi = nn.Linear(config.d_model, config.d_ff, bias=False)
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         self.act = F.relu if config.feed_forward_proj == "relu" else F.gelu
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class GatedDense(nn.Module):
         self.wi_0 = nn.Linear(config.d_model, config.d_ff, bias=False)
         self.wi_1 = nn.Linear(config.d_model, config.d_ff, bias=False)
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         self.act = partial(F.gelu, approximate="tanh")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class FeedForwardLayer(nn.Module):
         gated = config.feed_forward_proj.startswith("gated")
         self.DenseReluDense = (GatedDense if gated else Dense)(config)
         self.layer_norm = RMSNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.dropout(self.DenseReluDense(self.layer_norm(x)))
@@ -160,7 +160,7 @@ class Stack(nn.Module):
         count = config.decoder_layers if self.decoder else config.num_layers
         self.block = nn.ModuleList(Block(config, self.decoder, i == 0) for i in range(count))
         self.final_layer_norm = RMSNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         self.register_buffer("buckets", buckets(config, not self.decoder), persistent=False)
         self.reach = config.relative_attention_max_distance
 
@@ -287,25 +287,24 @@ class T5(Model):
         """Cross-entropy, with label smoothing, of "labels" (B, S) given "input_ids" (B, E) and
         "attention_mask" (B, E); labels of -100 are ignored."""
         logits, labels = self._labelled(batch)
-        smoothing = self.config.label_smoothing
-        return {"loss": F.cross_entropy(logits, labels, label_smoothing=smoothing)}
+        return {"loss": cross_entropy(logits, labels, self.config.label_smoothing)}
 
     def _labelled(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (N, V) in float32, only where there is a label, and the N labels."""
+        """Logits (N, V), only where there is a label, and the N labels."""
         labels = batch["labels"]
         start = torch.full_like(labels[:, :1], self.config.decoder_start_token_id)
         given = torch.cat((start, labels[:, :-1]), dim=1)
         given = given.masked_fill(given == IGNORED, self.config.pad_token_id)
         hidden = self.hidden(batch["input_ids"], batch["attention_mask"], given)
         chosen = labels != IGNORED
-        return self.head(hidden[chosen]).float(), labels[chosen]
+        return self.head(hidden[chosen]), labels[chosen]
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:
         """Plain cross-entropy and accuracy over the labels."""
         logits, labels = self._labelled(batch)
         return {
-            "loss": F.cross_entropy(logits, labels),
+            "loss": cross_entropy(logits, labels),
             "accuracy": (logits.argmax(-1) == labels).float().mean(),
             "count": (batch["labels"] != IGNORED).sum(),
         }

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cambrian.config import Recipe, TrainConfig
+from cambrian.data import IGNORED
 from cambrian.data.config import ClassData, MaskedData, PairData, TagData
 from cambrian.data.tokenizer import Tokenizer
 from cambrian.errors import CambrianError, UsageError
@@ -21,7 +22,7 @@ from cambrian_bert.data import (
     prepare_pairs,
     prepare_tags,
 )
-from cambrian_bert.masking import IGNORED, Masking
+from cambrian_bert.masking import Masking
 
 TEXT = "the unbelievable fox was running over fifteen lazily sleeping watchdogs " * 30
 

@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor
 
 from cambrian.runtime.torch import TorchSession
-from cambrian_bert import encoder, register_models
+from cambrian_bert import register_models
 from cambrian_bert.config import BertConfig, RobertaConfig
 
 SPECS = {spec.name: spec for spec in register_models()}
@@ -142,35 +142,12 @@ def test_roberta_counts_positions_from_the_padding_token() -> None:
     assert moved.tolist() == [False, False] + [True] * 38
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_plain_attention_equals_the_fused_kernel(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    inputs = [torch.randn(2, 3, 17, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
-    weights = torch.randn(2, 3, 17, 8, dtype=dtype)
-    mask = encoder.additive((torch.arange(17) < torch.tensor([[17], [5]])).long(), dtype)
-    results: list[list[Tensor]] = []
-    for attend in (encoder.plain_attention, F.scaled_dot_product_attention):
-        y = attend(*inputs, attn_mask=mask, dropout_p=0.0)
-        results.append([y, *torch.autograd.grad((y * weights).sum(), inputs)])
-    for plain, fused in zip(*results, strict=True):
-        assert torch.allclose(plain, fused, atol=1e-5)
-
-
-def test_short_and_long_sequences_train_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The choice between the two kernels is one of speed only."""
+def test_training_computes_what_evaluation_computes() -> None:
+    """Plain attention and the fused kernel: the same hidden states."""
     model = built("bert", **STILL).train()
-    calls: list[int] = []
-    plain = encoder.plain_attention
-    monkeypatch.setattr(
-        encoder, "plain_attention", lambda *a, **k: calls.append(1) or plain(*a, **k)
-    )
     ids, mask = texts(40)
-    short = model(ids, mask)
-    assert len(calls) == 2
-    monkeypatch.setattr(encoder, "SHORT", 39)
-    assert torch.allclose(short, model(ids, mask), atol=1e-5)
-    model.eval()(ids[:, :5])
-    assert len(calls) == 2
+    trained = model(ids, mask)
+    assert torch.allclose(trained, model.eval()(ids, mask), atol=1e-5)
 
 
 def test_dropout_follows_the_config_and_the_mode() -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # settings live in this package too, and `cambrian list` read
     import numpy as np
     from numpy.typing import NDArray
 
+IGNORED = -100  # the label of what has nothing to predict, as torch's cross-entropy has it
 Arrays: TypeAlias = "Mapping[str, NDArray[np.generic]]"
 
 

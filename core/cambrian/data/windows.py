@@ -12,11 +12,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from cambrian.data import Arrays
+from cambrian.data import IGNORED, Arrays
 from cambrian.errors import UsageError
 
 Tokens: TypeAlias = NDArray[np.unsignedinteger[Any]]
-IGNORED = -100  # the label that torch's cross-entropy leaves out
 RELEASE_EVERY = 8  # batches
 
 
