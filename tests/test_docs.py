@@ -41,11 +41,20 @@ def commands(page: Path) -> list[str]:
 
 def test_pages_show_commands() -> None:
     assert len(commands(ROOT / "README.md")) == 5
-    assert len(commands(ROOT / "docs" / "tutorials" / "first-gpt.md")) >= 7
+    for name, count in (("first-gpt", 7), ("first-classifier", 6), ("first-translator", 5)):
+        assert len(commands(ROOT / "docs" / "tutorials" / f"{name}.md")) >= count
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorials/first-gpt.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/tutorials/first-gpt.md",
+        "docs/tutorials/first-classifier.md",
+        "docs/tutorials/first-translator.md",
+    ],
+)
 def test_commands_and_snippets_run(page: str, tmp_path: Path) -> None:
     # What a run prints must not depend on the terminal it is read in.
     environment = {**os.environ, "COLUMNS": "80"}

@@ -106,8 +106,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
 class CrossEntropy(torch.autograd.Function):
     """Cross-entropy and its gradient, a few rows at a time.
 
-    The gradient is found along with the loss while a row's probabilities are in the cache. With
-    GPT-2's vocabulary that takes less than half the time, and no float32 copy of all logits.
+    The gradient is found along with the loss while a row's probabilities are in the cache, and
+    there is never a float32 copy of all logits: at GPT-2's vocabulary that is most of the memory.
     """
 
     @staticmethod

@@ -121,6 +121,7 @@ def resume(
     target, trainer = str(record["target"]), str(record["trainer"])
     start = settle(registry, target, trainer, wishes, record.get("base"))
     job = prepare(registry, start, out, report, stop)
+    require_same_data(out, job.data.summary)
     require_same_processor(out, job.data.processor)
     return fit(registry, start, out, job)
 
@@ -268,7 +269,7 @@ def fit(registry: Registry, start: Start, out: Path, job: Job) -> Trained:
 
     trainer = registry.pick("trainer", start.trainer).trainer.load()()
     remove_leftovers(out)
-    require_same_data(out, job.data.summary)
+    record_data(out, job.data.summary)
     save_description(out, start.spec, job.data.config, job.data.processor, cambrian.__version__)
     save_generation(out, start.spec, job.data.config)
     return conclude(registry, start, out, job.data.summary, trainer.fit(job))
@@ -309,16 +310,19 @@ def save_generation(out: Path, spec: ModelSpec, config: Any) -> None:
     write_json(out / GENERATION, chosen)
 
 
+def record_data(out: Path, summary: Mapping[str, Any]) -> None:
+    """Write down what the run trains on."""
+    write_json(out / TRAIN / DATA, msgspec.to_builtins(summary))
+
+
 def require_same_data(out: Path, summary: Mapping[str, Any]) -> None:
-    """Record what the run trains on; a resumed run must find the same."""
+    """A resumed run must find the data that it began with."""
     file = out / TRAIN / DATA
-    now = msgspec.to_builtins(summary)
-    if file.is_file() and read_json(file).get(CONTENT) != now.get(CONTENT):
+    if file.is_file() and read_json(file).get(CONTENT) != summary.get(CONTENT):
         raise CambrianError(
             f"The data of {out} has changed since the run began, so it cannot go on exactly; put "
             "the data back, or start a new run from this folder's weights."
         )
-    write_json(file, now)
 
 
 def conclude(

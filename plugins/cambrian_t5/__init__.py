@@ -29,9 +29,9 @@ def register_models() -> Iterable[ModelSpec]:
                 optimizer=OptimizerConfig(
                     name="muon",
                     adamw_parameters=("lm_head.weight",),
-                    lr=3e-3,
-                    muon_lr=0.02,
-                    warmup_steps=50,
+                    lr=0.06,  # what AdamW moves is above all the embedding, whose scale is 1
+                    muon_lr=0.01,
+                    warmup_steps=100,
                     schedule="linear",
                     min_lr_ratio=0.0,
                 ),

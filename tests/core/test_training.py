@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import torch
 import fitting
 from cambrian.config import OptimizerConfig
 from cambrian.errors import CambrianError, UsageError
+from cambrian.training.device import seed_step
 from cambrian.training.loop import LoopTrainer, mean_metrics, to_device
-from cambrian.training.optimizers import Player, build, rate_factor
+from cambrian.training.muon import Muon
+from cambrian.training.optimizers import Player, build, clip_gradients, rate_factor
 from cambrian.training.state import saved_states
 from cambrian.training.worker import Worker
 from fitting import Duel, Line, Rows, equal, fit, recipe
@@ -71,6 +74,69 @@ def test_only_matrices_decay_and_muon_takes_hidden_ones() -> None:
     assert {id(p) for p in decayed["params"]} == {id(net.wte.weight), id(net.lm_head.weight)}
     assert decayed["weight_decay"] == 0.3 and plain["weight_decay"] == 0.0
     assert [id(p) for p in plain["params"]] == [id(net.hidden.bias)]
+
+
+def test_muon_moves_matrices_as_torchs_does() -> None:
+    """Alone and stacked, tall and wide, over steps; one matrix has no gradient and stays."""
+    rng = torch.Generator().manual_seed(0)
+    shapes = [(24, 8), (8, 24), (24, 8), (16, 16), (8, 8)]
+    start = [torch.randn(shape, generator=rng) for shape in shapes]
+    ours, theirs = ([torch.nn.Parameter(m.clone()) for m in start] for _ in range(2))
+    settings: dict[str, float] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.3}
+    optimizers = [Muon(ours, **settings), torch.optim.Muon(theirs, **settings)]
+    for _ in range(3):
+        for mine, other in zip(ours[:-1], theirs[:-1], strict=True):
+            mine.grad = torch.randn(mine.shape, generator=rng)
+            other.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, other, old in zip(ours[:-1], theirs[:-1], start[:-1], strict=True):
+        moved = (other - old).norm()
+        assert moved > 0.3
+        assert (mine - other).norm() < 0.01 * moved  # bfloat16, added up in another order
+        state, expected = (o.state[p] for o, p in zip(optimizers, (mine, other), strict=True))
+        torch.testing.assert_close(dict(state), dict(expected))
+    assert torch.equal(ours[-1], start[-1]) and ours[-1] not in optimizers[0].state
+
+
+def test_clipping_is_torchs() -> None:
+    ours, theirs = ([torch.nn.Parameter(torch.zeros(n)) for n in (3, 5, 2)] for _ in range(2))
+    for mine, other in zip(ours[:2], theirs[:2], strict=True):
+        mine.grad = torch.randn(mine.shape)
+        other.grad = mine.grad.clone()
+    for limit in (100.0, 0.5):
+        norm = clip_gradients(ours, limit)
+        torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(theirs, limit))
+        torch.testing.assert_close([p.grad for p in ours[:2]], [p.grad for p in theirs[:2]])
+    before = [p.grad.clone() for p in ours[:2] if p.grad is not None]
+    assert float(clip_gradients(ours, 0.0)) == pytest.approx(0.5, rel=1e-4)
+    assert all(torch.equal(p.grad, old) for p, old in zip(ours[:2], before, strict=True))  # pyright: ignore
+    assert float(clip_gradients(ours[2:], 1.0)) == 0.0  # nothing has a gradient
+
+
+def test_micro_batches_add_up_in_float32_on_the_master() -> None:
+    model = Line()
+    worker = Worker(model, torch.bfloat16, compiled=False)
+    batches = [to_device(Rows(8).batch(i), torch.device("cpu")) for i in range(3)]
+    total = [torch.zeros_like(p) for p in model.parameters()]
+    for batch in batches:
+        worker.gradients(0, [batch], list(model.parameters()))
+        total = [t + p.grad / 3 for t, p in zip(total, model.parameters(), strict=True)]  # pyright: ignore
+    worker.gradients(0, batches, list(model.parameters()))
+    for want, p in zip(total, model.parameters(), strict=True):
+        assert p.grad is not None and p.grad.dtype == torch.float32
+        torch.testing.assert_close(p.grad, want, rtol=0.02, atol=1e-3)
+    assert all(w.grad is None for w in worker.model.parameters())
+
+
+def test_seeding_a_step_decides_every_draw() -> None:
+    def draws(seed: int, step: int) -> tuple[float, float, float]:
+        seed_step(seed, step, torch.device("cpu"))
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    assert draws(1, 2) == draws(1, 2)
+    for other in (draws(1, 3), draws(2, 2)):
+        assert all(a != b for a, b in zip(draws(1, 2), other, strict=True))
 
 
 @pytest.mark.parametrize(

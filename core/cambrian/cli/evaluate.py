@@ -75,7 +75,7 @@ def evaluate(
 
 
 def table(confusion: Confusion) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: what was expected, and how often it was taken for what."""
-    header = ["expected", *(f"as {label}" for label in confusion.labels)]
-    counts = zip(confusion.labels, confusion.counts, strict=True)
-    return header, [[label, *map(str, row)] for label, row in counts]
+    """Header and rows: what was expected, and how often it was taken for what, by number."""
+    numbers = [str(n) for n in range(1, len(confusion.labels) + 1)]
+    rows = zip(numbers, confusion.labels, confusion.counts, strict=True)
+    return ["", "expected", *numbers], [[n, label, *map(str, row)] for n, label, row in rows]

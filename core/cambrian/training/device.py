@@ -70,8 +70,8 @@ def torch_settings(config: TrainConfig) -> Generator[None]:
         switches.fill_uninitialized_memory = fill
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Seed every generator for one step.
+def seed_step(seed: int, step: int, device: torch.device) -> None:
+    """Seed every generator that a step on the device may draw from.
 
     What a step draws thus depends on the run's seed and its own number only, and a resumed run
     draws the same without any generator's state having been saved.
@@ -79,4 +79,7 @@ def seed_step(seed: int, step: int) -> None:
     word = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
     random.seed(word)
     np.random.seed(word)
-    torch.manual_seed(word)
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(word)
+    else:  # also seeds every device, which costs time even where there is none
+        torch.manual_seed(word)

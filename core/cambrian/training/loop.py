@@ -5,6 +5,9 @@ a function of the run's settings and the step's number; what is not (weights, th
 moments, the average, the best loss so far) is the state that `state.py` keeps.
 """
 
+# The kernels over lists of tensors are what torch's own optimizers call, but have no public names.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import math
@@ -124,7 +127,7 @@ class Run:
 
     def step(self) -> dict[str, Tensor]:
         """One step: every update that is due, in order; returns losses and gradient norms."""
-        seed_step(self.train.seed, self.done)
+        seed_step(self.train.seed, self.done, self.device)
         first = self.done * self.train.accumulate
         batches = [self.load(self.data.train, first + i) for i in range(self.train.accumulate)]
         losses: dict[str, Tensor] = {}
@@ -139,8 +142,8 @@ class Run:
             losses |= {prefix + name: value for name, value in found.items()}
             losses[f"{prefix}grad_norm"] = norm
         if self.average:
-            for mean, parameter in zip(self.average, self.model.parameters(), strict=True):
-                mean.lerp_(parameter.detach(), 1 - self.train.ema)
+            weights = [p.detach() for p in self.model.parameters()]
+            torch._foreach_lerp_(self.average, weights, 1 - self.train.ema)
         self.throughput.add(self.train.batch_size * self.train.accumulate * self.data.units_per_row)
         return losses
 

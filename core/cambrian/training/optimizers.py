@@ -1,9 +1,12 @@
 """Optimizers of an update: which parameters decay, which Muon moves, and how rates go."""
 
+# The kernels over lists of tensors are what torch's own optimizers call, but have no public names.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -13,6 +16,7 @@ from torch.optim import Optimizer
 from cambrian.config import OptimizerConfig
 from cambrian.config import update as changed
 from cambrian.model import Update
+from cambrian.training.muon import Muon
 
 
 class Player:
@@ -28,8 +32,7 @@ class Player:
 
     def step(self, steps_done: int, steps: int, clip: float) -> Tensor:
         """Clip, set the rates for this step, move, and return the gradient's norm."""
-        limit = clip if clip > 0 else math.inf
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        norm = clip_gradients(self.parameters, clip)
         factor = rate_factor(self.config, steps_done, steps)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
@@ -93,7 +96,7 @@ def build(module: nn.Module, config: OptimizerConfig) -> dict[str, Optimizer]:
             fused=True,
         )
     if matrices:
-        optimizers["muon"] = torch.optim.Muon(
+        optimizers["muon"] = Muon(
             matrices,
             lr=config.muon_lr,
             momentum=config.muon_momentum,
@@ -103,6 +106,21 @@ def build(module: nn.Module, config: OptimizerConfig) -> dict[str, Optimizer]:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Sequence[Tensor], limit: float) -> Tensor:
+    """Return the gradients' norm over all parameters; above `limit`, unless 0, shrink them to it.
+
+    torch.nn.utils.clip_grad_norm_ without its calls from Python for every parameter.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if limit > 0:
+        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 def rate_factor(config: OptimizerConfig, steps_done: int, steps: int) -> float:

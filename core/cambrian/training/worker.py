@@ -6,6 +6,9 @@ the step, which autocast does again and again, and the optimizer never sees a ro
 (Micikevicius et al. 2018, "Mixed Precision Training", section 3.1).
 """
 
+# The kernels over lists of tensors are what torch's own optimizers call, but have no public names.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import copy
@@ -55,26 +58,33 @@ class Worker:
                 total[name] = total[name] + share if name in total else share
         return total
 
+    @torch.no_grad()
     def _deliver(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Move the copy's gradients to the master, where they add up in float32."""
         if not self.copied:
             return
-        with torch.no_grad():
-            for master, own in pairs:
-                if own.grad is None:
-                    continue
-                if master.grad is None:
-                    master.grad = own.grad.to(master.dtype)
-                else:
-                    master.grad += own.grad
-                own.grad = None
+        fresh: tuple[list[Tensor], list[Tensor]] = [], []
+        later: tuple[list[Tensor], list[Tensor]] = [], []
+        for master, own in pairs:
+            if own.grad is None:
+                continue
+            sums, grads = fresh if master.grad is None else later
+            if master.grad is None:
+                master.grad = torch.empty_like(master)
+            sums.append(master.grad)
+            grads.append(own.grad)
+            own.grad = None
+        if fresh[0]:
+            torch._foreach_copy_(*fresh)
+        if later[0]:
+            torch._foreach_add_(*later)
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Cast the master's weights into the copy."""
         if self.copied:
-            for master, own in self.pairs:
-                own.copy_(master)
+            masters, copies = zip(*self.pairs, strict=True)
+            torch._foreach_copy_(copies, masters)
 
 
 def reduced_copy(model: Model, dtype: torch.dtype) -> Model:
