@@ -22,8 +22,8 @@ from cambrian.cli.commands import VERBS, load_verb
 OPTIONS = {
     "list": "--json",
     "info": "--json",
-    "train": "--config --data --force --json --out --resume --set --trainer --validation",
-    "eval": "--data --device --json --set",
+    "train": "--base --config --data --force --json --out --resume --set --trainer --validation",
+    "eval": "--data --device --json --option --picture --set",
     "export": "--force --format --json --precision --provider",
     "verify": "--json --provider",
     "run": "--device --input --json --out --provider --runtime --seed --set",
@@ -130,7 +130,9 @@ def test_unexpected_exceptions_are_one_line(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_interrupt_is_one_line_and_130() -> None:
-    code = COMMAND.format(body="print('up', flush=True); __import__('time').sleep(60)")
+    # A shell that runs the tests in the background has its children ignore the signal.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code = heard + COMMAND.format(body="print('up', flush=True); __import__('time').sleep(60)")
     running = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

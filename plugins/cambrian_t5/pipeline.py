@@ -38,13 +38,14 @@ class T5Decoding(Decoding):
         sources: Sequence[Sequence[int]],
         limits: Sequence[int],
         config: T5Config,
+        start: int | None = None,
     ) -> None:
         ids = padded(sources, config.pad_token_id)
         lengths = np.array([len(source) for source in sources])
         self._mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
         _, state = session.run("encoder", {"input_ids": ids, "attention_mask": self._mask})
-        start = [[config.decoder_start_token_id]] * len(sources)
-        super().__init__(session, start, limits, config.vocab_size, state)
+        first = config.decoder_start_token_id if start is None else start
+        super().__init__(session, [[first]] * len(sources), limits, config.vocab_size, state)
 
     def first(self) -> Mapping[str, Array]:
         return self.following(np.array(self.prompts, np.int64))
@@ -72,7 +73,10 @@ class Text2Text(Pipeline):
 
     @classmethod
     def default_options(cls, config: T5Config) -> GenerationConfig:
-        return GenerationConfig(eos_token_id=config.eos_token_id)
+        return GenerationConfig(
+            eos_token_id=config.eos_token_id,
+            decoder_start_token_id=config.decoder_start_token_id,
+        )
 
     def __call__(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
         """Generate for each text; UsageError for unknown options and for what is no text."""
@@ -154,5 +158,10 @@ class Text2Text(Pipeline):
         return options.ends(self.config.eos_token_id)
 
     def _decoding(self, sources: Sequence[Sequence[int]], options: GenerationConfig) -> T5Decoding:
+        start, known = options.decoder_start_token_id, self.config.vocab_size
+        if start is not None and not 0 <= start < known:
+            raise UsageError(
+                f"decoder_start_token_id must be one of the model's {known} tokens, not {start}."
+            )
         limits = [options.max_new_tokens] * len(sources)
-        return T5Decoding(self.session, sources, limits, self.config)
+        return T5Decoding(self.session, sources, limits, self.config, start)

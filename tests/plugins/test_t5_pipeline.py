@@ -209,7 +209,20 @@ def test_inputs_and_options_are_checked(tokenizer: Tokenizer) -> None:
 
 
 def test_defaults_come_from_the_config(tokenizer: Tokenizer) -> None:
-    assert Text2Text.default_options(config(tokenizer, eos_token_id=7)).eos_token_id == 7
+    options = Text2Text.default_options(config(tokenizer, eos_token_id=7, decoder_start_token_id=5))
+    assert (options.eos_token_id, options.decoder_start_token_id) == (7, 5)
+
+
+def test_a_decoder_starts_with_what_the_options_say(tokenizer: Tokenizer) -> None:
+    run = pipeline(tokenizer, **SHAPES["v1.0"])
+    model = reference(run.config, 0)
+    ids = torch.tensor([run._encode([TEXT])[0]])
+    theirs = model.generate(ids, max_new_tokens=8, do_sample=False, decoder_start_token_id=9)
+    given = {"max_new_tokens": 8, "decoder_start_token_id": 9}
+    assert run([TEXT], **given)[0]["tokens"] == theirs[0, 1:].tolist()
+    assert run([TEXT], max_new_tokens=8)[0]["tokens"] != theirs[0, 1:].tolist()
+    with pytest.raises(UsageError, match="decoder_start_token_id must be one of"):
+        run([TEXT], decoder_start_token_id=run.config.vocab_size)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -20,6 +20,8 @@ class GenerationConfig:
         no better one is likely; "never", when no better one is possible.
     repetition_penalty: above 1, makes tokens that occurred already less likely (Keskar 2019).
     eos_token_id: the token or tokens that end a text; None for the model's own.
+    decoder_start_token_id: what the decoder beside an encoder begins with; None for the model's
+        own.
     seed: same seed, same text.
     stop: strings that end a text; they are not part of it. A beam search does not look for them:
         they cut what it has found.
@@ -37,6 +39,7 @@ class GenerationConfig:
     early_stopping: bool | Literal["never"] = False
     repetition_penalty: float = 1.0
     eos_token_id: int | list[int] | None = None
+    decoder_start_token_id: int | None = None
     seed: int = 0
     stop: tuple[str, ...] = ()
 
