@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from cambrian import config, hookspecs
-from cambrian.data.config import ClassData, MaskedData, PairData, T5Data, TagData, TextData
+from cambrian.data.config import ClassData, MaskedData, PairData, TagData, TextData
 from cambrian.generation.config import GenerationConfig
 from cambrian_bert.config import BertConfig, RobertaConfig
 from cambrian_gpt.config import GPTConfig
-from cambrian_t5.config import T5Config
+from cambrian_t5.config import T5Config, T5Data
 
 REFERENCE = Path(__file__).parent / "reference"
 VERBS = ("list", "info", "train", "eval", "export", "verify", "run", "plugins", "env")

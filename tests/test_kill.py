@@ -26,14 +26,21 @@ SETTINGS = (
     "evaluate_every=100",
     "checkpoint_every=2",  # so often that kills fall into the writing of checkpoints
     "batch_size=4",
-    "n_positions=32",
-    "n_layer=2",
-    "n_embd=64",
-    "n_head=2",
-    "resid_pdrop=0.1",
     "ema=0.9",
     "evaluate_batches=4",
 )
+MODELS = {  # small ones, with dropout
+    "gpt-nano": ("n_positions=32", "n_layer=2", "n_embd=64", "n_head=2", "resid_pdrop=0.1"),
+    "bert-nano": (
+        "max_position_embeddings=40", "num_hidden_layers=2", "hidden_size=64",
+        "num_attention_heads=2", "intermediate_size=128", "hidden_dropout_prob=0.1",
+        "data.vocab_size=600",
+    ),
+    "t5-nano": (
+        "n_positions=40", "num_layers=1", "d_model=64", "d_kv=16", "num_heads=4", "d_ff=128",
+        "dropout_rate=0.1",
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +48,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
 
 
-def train_command(out: Path) -> list[str]:
-    settings = [part for setting in SETTINGS for part in ("--set", setting)]
-    return [*CAMBRIAN, "train", "gpt-nano", "--out", str(out), *settings]
+def train_command(out: Path, model: str = "gpt-nano") -> list[str]:
+    settings = [part for setting in (*SETTINGS, *MODELS[model]) for part in ("--set", setting)]
+    return [*CAMBRIAN, "train", model, "--out", str(out), *settings]
 
 
 def finish(command: list[str], environment: dict[str, str]) -> None:
@@ -85,15 +92,18 @@ def wait_for_a_state(out: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.slow
-def test_sigkill_at_random_instants(tmp_path: Path, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("model", MODELS)
+def test_sigkill_at_random_instants(
+    model: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    finish(train_command(whole), environment)
+    finish(train_command(whole, model), environment)
     kills, in_writing, seen = 0, 0, set[int]()
     rng = random.Random(0)
     while kills < KILLS:
         started = (out / "train" / "run.json").is_file()
-        command = [*CAMBRIAN, "train", "--resume", str(out)] if started else train_command(out)
-        process = start(command if started else [*command, "--force"], environment)
+        again = [*CAMBRIAN, "train", "--resume", str(out)]
+        process = start(again if started else [*train_command(out, model), "--force"], environment)
         if kills % 4 == 0:  # anywhere: at import, in the data, before the first step
             time.sleep(rng.uniform(0, 2.0))
         else:  # while it trains and writes states

@@ -9,14 +9,14 @@ config.json or, without it, by the `architectures` and `model_type` that the spe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from cambrian.errors import BrokenFile, CambrianError, NotFound, UsageError, nearest
+from cambrian.errors import BrokenFile, CambrianError, NotFound, UsageError, listed, nearest
 from cambrian.files import read_json, sha256, write_json, write_with
 from cambrian.specs import ModelSpec
 
@@ -269,9 +269,3 @@ def load_tensors(model: Model, tensors: Mapping[str, Tensor], path: Path) -> Non
             "check config.json or download them again."
         )
     model.load_state_dict(dict(tensors), strict=False)
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

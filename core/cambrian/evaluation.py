@@ -42,9 +42,10 @@ def evaluate(
     if not data:
         raise UsageError("An exported folder knows no data; name some with --data.")
     spec = registry.pick("architecture", Artifact.open(folder).manifest.architecture)
-    pipeline = load(target, device=device)
-    config, recipe = measured_on(pipeline.config, spec.recipe, data, settings)
-    prepared = spec.data.load()(config, recipe, processor=pipeline.processor, evaluate_only=True)
+    opened = load(target, device=device)
+    config, recipe = measured_on(opened.config, spec.recipe, data, settings)
+    prepared = spec.data.load()(config, recipe, processor=opened.processor, evaluate_only=True)
+    pipeline = make_pipeline(spec, prepared.config, folder, opened.processor, opened.session)
     scores = pipeline.score(prepared.examples, **options) if prepared.examples else None
     if scores is None:
         raise UsageError(
@@ -82,7 +83,7 @@ def evaluate_checkpoint(
     model.eval()
     scores = None
     if prepared.examples:
-        pipeline = make_pipeline(spec, config, checkpoint.path, processor, session)
+        pipeline = make_pipeline(spec, prepared.config, checkpoint.path, processor, session)
         scores = pipeline.score(prepared.examples, **options)
     elif options:
         raise UsageError(f"Evaluating {spec.name} takes no options; it gives the loss alone.")

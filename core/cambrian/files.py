@@ -81,9 +81,14 @@ def publish_folder(staging: Path, target: Path) -> None:
         fsync(path)
     if target.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-        target.rename(old / target.name)
-        staging.rename(target)
-        shutil.rmtree(old)
+        kept = old / target.name
+        try:  # another process may be replacing it too: whoever comes second fails
+            target.rename(kept)
+            staging.rename(target)
+        finally:
+            if kept.exists() and not target.exists():
+                kept.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
     else:
         staging.rename(target)
     fsync(target.parent)

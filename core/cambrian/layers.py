@@ -115,7 +115,7 @@ class CrossEntropy(torch.autograd.Function):
         """The loss."""
         weights = (labels != IGNORED).float()
         weights = (weights / weights.sum())[:, None]
-        gradient, loss = torch.empty_like(logits), torch.zeros(())
+        gradient, loss = torch.empty_like(logits), logits.new_zeros((), dtype=torch.float32)
         rows, vocabulary = max(1, CACHED // logits.shape[1]), logits.shape[1]
         chunks = (tensor.split(rows) for tensor in (logits, labels, weights, gradient))
         for piece, label, weight, slope in zip(*chunks, strict=True):

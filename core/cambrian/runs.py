@@ -143,6 +143,9 @@ class Wishes:
         if not isinstance(changes, Mapping):
             changes = parse_settings(changes, config, recipe)
         config, recipe = apply(config, recipe, changes, "--set")
+        tokenizer = getattr(recipe.data, "tokenizer", "")
+        if tokenizer and (place := absolute(tokenizer)) != tokenizer:
+            config, recipe = apply(config, recipe, {"data": {"tokenizer": place}}, "--set")
         named = {"source": self.data, "validation": self.validation}
         for key, given in named.items():
             if sources := given or getattr(recipe.data, key, ()):
@@ -191,6 +194,7 @@ def settle(
     if base is not None:
         base = named_for_good(registry, str(base))
         checkpoint = open_checkpoint(base, registry)
+        require_family(checkpoint, spec)
         config = carried_over(checkpoint.config, config)
         recipe = spec.fine_tuning or spec.recipe
     if checkpoint is not None and resolved.entry is not None:
@@ -213,12 +217,22 @@ def named_for_good(registry: Registry, target: str) -> str:
     return target if folder is None else str(folder.resolve())
 
 
+def require_family(base: Checkpoint, spec: ModelSpec) -> None:
+    """UsageError for a base of another family, whose weights would mean something else."""
+    if base.spec.model_type != spec.model_type:
+        raise UsageError(
+            f"{base.path} is a {base.spec.name} model, which {spec.name} cannot begin with; begin "
+            "with a model of the same family."
+        )
+
+
 def carried_over(base: Any, config: Any) -> Any:
-    """The config with the base's values wherever both have a field of that name."""
-    shared = {f.name for f in dataclasses.fields(base)} & {
-        f.name for f in dataclasses.fields(config)
-    }
-    return dataclasses.replace(config, **{name: getattr(base, name) for name in shared})
+    """The config with the base's values wherever both have a field of that name, save those that
+    say what its data were (`field(metadata={"of_data": True})`)."""
+    names = {f.name for f in dataclasses.fields(base)}
+    shared = [f for f in dataclasses.fields(config) if f.name in names]
+    kept = {f.name: getattr(base, f.name) for f in shared if not f.metadata.get("of_data")}
+    return dataclasses.replace(config, **kept)
 
 
 def absolute(source: str) -> str:

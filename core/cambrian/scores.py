@@ -14,6 +14,13 @@ from cambrian.errors import UsageError
 from cambrian.files import write_with
 
 PICTURES = (".svg", ".png", ".pdf")
+NUMBERED = 40  # labels; a larger matrix is drawn without names and numbers
+
+
+def require_picture(file: Path) -> None:
+    """UsageError for the name of an unknown kind of file."""
+    if file.suffix not in PICTURES:
+        raise UsageError(f"{file} is no picture's name; end it in {', '.join(PICTURES)}.")
 
 
 @dataclass(frozen=True)
@@ -25,21 +32,21 @@ class Confusion:
 
     def draw(self, file: Path) -> None:
         """Draw it; the shade is the share of the row. UsageError for an unknown kind of file."""
-        if file.suffix not in PICTURES:
-            raise UsageError(f"{file} is no picture's name; end it in {', '.join(PICTURES)}.")
+        require_picture(file)
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         counts = np.array(self.counts)
         share = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-        side = 2.5 + 0.55 * len(self.labels)
+        side = 2.5 + 0.55 * min(len(self.labels), NUMBERED)
         figure = Figure(figsize=(side, side), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        places = range(len(self.labels))
-        axes.set_xticks(places, self.labels, rotation=45, ha="right")
-        axes.set_yticks(places, self.labels)
+        places = range(len(self.labels) if len(self.labels) <= NUMBERED else 0)
+        names = [self.labels[place].replace("$", r"\$") for place in places]  # no formulas
+        axes.set_xticks(places, names, rotation=45, ha="right")
+        axes.set_yticks(places, names)
         axes.set(xlabel="predicted", ylabel="expected")
         for row in places:
             for column in places:

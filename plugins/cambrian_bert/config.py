@@ -22,6 +22,7 @@ class BertConfig:
     tie_word_embeddings: the output layer shares the token embedding's matrix.
     id2label: the classes' names by number, "0" to "n - 1"; of use to the classifiers alone.
     label2id: its reverse, which the reference writes as well; always derived, never read.
+    problem_type: of a classifier; one class of several is the only one there is.
 
     Raises ValueError where values cannot make a model.
     """
@@ -41,8 +42,9 @@ class BertConfig:
     pad_token_id: int = 0
     classifier_dropout: float | None = None
     tie_word_embeddings: bool = True
-    id2label: dict[str, str] = field(default_factory=two_labels)
-    label2id: dict[str, int | str] | None = None
+    id2label: dict[str, str] = field(default_factory=two_labels, metadata={"of_data": True})
+    label2id: dict[str, int | str] | None = field(default=None, metadata={"of_data": True})
+    problem_type: str | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -75,6 +77,11 @@ class BertConfig:
             raise ValueError(
                 f"max_position_embeddings {self.max_position_embeddings} leaves no position, for "
                 f"the first {self.position_offset} are never used; raise it"
+            )
+        if self.problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                f"problem_type '{self.problem_type}' is not supported, only "
+                "single_label_classification"
             )
         if not self.id2label or set(self.id2label) != {str(i) for i in range(len(self.id2label))}:
             raise ValueError(

@@ -26,7 +26,7 @@ from cambrian.data.text import prepare_text
 from cambrian.data.tokenizer import Specials, Tokenizer, fitted
 from cambrian.data.vocabularies import BERT_ROLES, BERTWEET_ROLES
 from cambrian.errors import UsageError
-from cambrian_bert.config import BertConfig, RobertaConfig
+from cambrian_bert.config import BertConfig, RobertaConfig, two_labels
 from cambrian_bert.masking import Masking
 
 BERT = Specials(roles=BERT_ROLES, single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1")
@@ -50,16 +50,17 @@ def prepare_masked(
         examples = read_lines(data, evaluate_only)
         texts = [[text for text, _ in side] for side in (examples.train, examples.held_out)]
         tokenizer = processor or fit_tokenizer(config, data, texts[0])
-        sides = [tokenizer.encode_batch(side) for side in texts]
+        sides = [wrapped(tokenizer, tokenizer.encode_batch(side), room + 2) for side in texts]
         summary = examples.summary
     else:
         store = prepare_text(data, processor, specials=specials(config))
         tokenizer, summary = store.tokenizer, store.summary
-        sides = [pieces(stream, room) for stream in (store.train, store.validation)]
+        streams = (store.train, store.validation)
+        sides = [[] if s is None else Packed(s, room, ends_of(tokenizer)) for s in streams]
     rows = Rows.of(config, recipe, tokenizer, processor is None, evaluate_only)
     masking = Masking(tokenizer, data)
 
-    def batches(side: Ragged, shuffle: bool) -> RowBatches:
+    def batches(side: Ragged | Packed, shuffle: bool) -> RowBatches:
         def collate(chosen: Ids, generator: np.random.Generator) -> Arrays:
             given = rows.inputs(side, chosen)
             masked, labels = masking.apply(given["input_ids"], given["attention_mask"], generator)
@@ -67,7 +68,7 @@ def prepare_masked(
 
         return rows.batches(side.lengths, collate, shuffle)
 
-    return rows.prepared([rows.wrap(side) for side in sides], batches, summary)
+    return rows.prepared(sides, batches, summary)
 
 
 def prepare_classes(
@@ -79,8 +80,8 @@ def prepare_classes(
     """Texts with the number of their class: {"input_ids", "attention_mask", "labels" (B,)}."""
     data: ClassData = recipe.data
     examples = read_examples(data, labelled(data), evaluate_only)
-    config = with_classes(config, (label for _, label in examples.train), evaluate_only)
-    require_known((label for _, label in examples.held_out), config.labels, "class")
+    found = (label for _, label in chain(examples.train, examples.held_out))
+    config = with_classes(config, found, evaluate_only)
     tokenizer = processor or fit_tokenizer(config, data, (text for text, _ in examples.train))
     rows = Rows.of(config, recipe, tokenizer, processor is None, evaluate_only)
     numbers = {label: number for number, label in enumerate(config.labels)}
@@ -108,8 +109,8 @@ def prepare_tags(
     the label is on a word's first token, all others are not counted."""
     data: TagData = recipe.data
     examples = read_examples(data, tagged(data), evaluate_only)
-    config = with_classes(config, chain(*(tags for _, tags in examples.train)), evaluate_only)
-    require_known(chain(*(tags for _, tags in examples.held_out)), config.labels, "tag")
+    found = chain(*(tags for _, tags in chain(examples.train, examples.held_out)))
+    config = with_classes(config, found, evaluate_only)
     texts = (" ".join(words) for words, _ in examples.train)
     tokenizer = processor or fit_tokenizer(config, data, texts)
     rows = Rows.of(config, recipe, tokenizer, processor is None, evaluate_only)
@@ -205,7 +206,7 @@ class Rows:
         """Rows with their ends."""
         return wrapped(self.tokenizer, rows, self.length)
 
-    def inputs(self, rows: Ragged, chosen: Ids) -> dict[str, Any]:
+    def inputs(self, rows: Ragged | Packed, chosen: Ids) -> dict[str, Any]:
         """input_ids and attention_mask of the chosen rows, padded on the right."""
         ids = padded([rows[n] for n in chosen], self.tokenizer.pad_id)
         mask = np.arange(ids.shape[1]) < rows.lengths[chosen][:, None]
@@ -250,21 +251,33 @@ def fit_tokenizer(
 
 
 def wrapped(tokenizer: Tokenizer, rows: Iterable[Sequence[int] | Ids], length: int) -> Ragged:
-    """[CLS] ids [SEP], cut to `length`; UsageError if the vocabulary has no such tokens."""
+    """[CLS] ids [SEP], cut to `length`."""
+    start, end = ends_of(tokenizer)
+    return Ragged([start, *row[: length - 2], end] for row in rows)
+
+
+def ends_of(tokenizer: Tokenizer) -> tuple[int, int]:
+    """What a row begins and ends with; UsageError if the vocabulary has no such tokens."""
     start, end = tokenizer.cls_id, tokenizer.sep_id
     if start is None or end is None:
         raise UsageError(
             "The tokenizer has no token to begin or to end a row with ([CLS] and [SEP], or <s> "
             "and </s>); name them in its tokenizer_config.json, or choose another."
         )
-    return Ragged([start, *row[: length - 2], end] for row in rows)
+    return start, end
 
 
 def with_classes(config: BertConfig, found: Iterable[str], evaluate_only: bool) -> BertConfig:
-    """The config with the data's classes, unless it knows them all already."""
+    """The config with the data's classes, or tags, where it names none yet.
+
+    CambrianError where it does, and the data holds others; UsageError for fewer than two.
+    """
     names = sorted(set(found))
-    if evaluate_only or set(names) <= set(config.labels):
+    if evaluate_only or config.id2label != two_labels():
+        require_known(names, config.labels)
         return config
+    if len(names) < 2:
+        raise UsageError(f"All examples are '{names[0]}'; there is nothing to tell apart.")
     return replace(config, id2label={str(i): name for i, name in enumerate(names)})
 
 
@@ -293,8 +306,19 @@ def first_pieces(words: Sequence[Sequence[int]], tags: Sequence[int]) -> list[in
     return list(chain(*([tag, *[IGNORED] * (len(ids) - 1)] for ids, tag in pairs)))
 
 
-def pieces(stream: Any | None, length: int) -> list[Any]:
-    """The stream of tokens, if there is one, in pieces of `length`."""
-    return (
-        [] if stream is None else [stream[at : at + length] for at in range(0, len(stream), length)]
-    )
+class Packed:
+    """Rows cut from a stream of tokens, `length` in each and less in the last, between `ends`; the
+    stream stays on disk."""
+
+    def __init__(self, stream: Any, length: int, ends: tuple[int, int]) -> None:
+        self._stream, self._length, self._ends = stream, length, ends
+        self.starts = np.arange(0, len(stream), length)
+        self.lengths = np.minimum(length, len(stream) - self.starts) + 2
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, row: Any) -> Any:
+        start, end = self._ends
+        at = int(self.starts[row])
+        return np.array([start, *self._stream[at : at + self._length], end], np.int64)

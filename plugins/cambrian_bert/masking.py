@@ -34,19 +34,29 @@ class Masking:
         self.mask_id = tokenizer.mask_id
         self.fraction, self.shares = data.mask_fraction, shares
         roles = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
-        special = [i for i in roles if i is not None]
-        self.ordinary: Table = np.setdiff1d(np.arange(tokenizer.vocab_size), special)
+        self.special: Table = np.array([i for i in roles if i is not None], np.int64)
+        self.ordinary: Table = np.setdiff1d(np.arange(tokenizer.vocab_size), self.special)
         self.begins = tokenizer.begins_word if data.whole_words else None
 
     def apply(
         self, ids: Table, attention_mask: Table, generator: np.random.Generator
     ) -> tuple[Table, Table]:
         """Masked ids and labels, both (B, S). In every row the given share of its tokens, rounded
-        and at least one, is to be predicted; the first and last token of a row never are."""
-        inner = attention_mask.astype(np.bool_)
+        and at least one, is to be predicted (of whole words, at most so many); special tokens and
+        a row's first and last never are."""
+        inner = attention_mask.astype(np.bool_) & ~np.isin(ids, self.special)
         inner[:, 0] = False
         inner[np.arange(len(ids)), attention_mask.sum(axis=1) - 1] = False
-        chosen = self._choose(ids, inner, generator)
+        order = np.where(inner, generator.random(ids.shape), 2.0)
+        wanted = np.maximum(1, np.rint(self.fraction * inner.sum(axis=1))).astype(np.int64)
+        limit = np.take_along_axis(np.sort(order, axis=1), wanted[:, None] - 1, axis=1)
+        chosen = (order <= limit) & inner
+        if self.begins is not None:
+            first = inner & np.roll(~inner, 1, axis=1)  # of a word, whatever the vocabulary says
+            words = np.cumsum((self.begins[ids] | first | ~inner), axis=1)
+            for row, count in enumerate(wanted):
+                whole = _whole_words(words[row], order[row], inner[row], int(count))
+                chosen[row] = whole if whole.any() else chosen[row]
         labels = np.where(chosen, ids, IGNORED)
         drawn = generator.random(ids.shape)
         others = generator.choice(self.ordinary, ids.shape)
@@ -54,15 +64,16 @@ class Masking:
         swapped = np.where(drawn < masked, self.mask_id, others)
         return np.where(chosen & (drawn < masked + random), swapped, ids), labels
 
-    def _choose(self, ids: Table, inner: Any, generator: np.random.Generator) -> Any:
-        """The tokens to predict: those of the lowest random numbers; with whole words, every
-        token has the number of its word's first."""
-        order = generator.random(ids.shape)
-        if self.begins is not None:
-            places = np.where(self.begins[ids] | ~inner, np.arange(ids.shape[1]), 0)
-            first = np.maximum.accumulate(places, axis=1)
-            order = np.take_along_axis(order, first, axis=1)
-        order = np.where(inner, order, 2.0)
-        wanted = np.maximum(1, np.rint(self.fraction * inner.sum(axis=1))).astype(np.int64)
-        limit = np.take_along_axis(np.sort(order, axis=1), wanted[:, None] - 1, axis=1)
-        return (order <= limit) & inner
+
+def _whole_words(words: Any, order: Any, inner: Any, count: int) -> Any:
+    """Which tokens of a row to predict: the words with the lowest first random number, each that
+    still fits into `count` tokens. `words` (S,) numbers each token's word."""
+    _, first, sizes = np.unique(words[inner], return_index=True, return_counts=True)
+    chosen = np.zeros(int(words.max()) + 1, np.bool_)
+    for place in np.argsort(order[inner][first], kind="stable"):
+        if sizes[place] <= count:
+            count -= int(sizes[place])
+            chosen[words[inner][first[place]]] = True
+        if not count:
+            break
+    return chosen[words] & inner

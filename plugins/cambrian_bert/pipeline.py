@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,22 +15,17 @@ from numpy.typing import NDArray
 from cambrian.config import update
 from cambrian.data.rows import Ragged, padded
 from cambrian.errors import UsageError
+from cambrian.generation.sampling import probabilities
 from cambrian.pipeline import Pipeline
 from cambrian.runtime import Array
 from cambrian_bert.config import BertConfig
-from cambrian_bert.data import encode_words, wrapped
+from cambrian_bert.data import encode_words, ends_of, wrapped
 
 if TYPE_CHECKING:
     from cambrian.data.tokenizer import Tokenizer
     from cambrian.scores import Scores
 
 Floats = NDArray[np.floating[Any]]
-
-
-def probabilities(logits: Floats) -> NDArray[np.float64]:
-    """Softmax over the last axis, in float64."""
-    weights = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,33 +127,33 @@ class FillMask(EncoderPipeline):
     def __call__(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
         """Fill each text's masks; UsageError for a text without one, or cut before one."""
         settings = update(self.defaults, options, "options")
-        rows = self._rows(texts(inputs))
+        tokens = self._tokens(texts(inputs))
         results: dict[int, Any] = {}
-        for number, logits in self.compute(rows, settings.batch_size):
-            ids = np.array(rows[number], np.int64)
+        for number, logits in self.compute(self.rows(tokens), settings.batch_size):
+            ids = np.array([*ends_of(self.processor), *tokens[number]], np.int64)
+            ids[1:] = np.roll(ids[1:], -1)  # the end behind the text, all of it
             places = np.flatnonzero(ids == self.processor.mask_id)
             masks = self._fill(ids, places, probabilities(logits[places]), settings.top_k)
             results[number] = {"input": inputs[number], "masks": masks}
         return [results[number] for number in range(len(inputs))]
 
-    def _rows(self, given: Sequence[str]) -> Ragged:
+    def _tokens(self, given: Sequence[str]) -> list[list[int]]:
         mask = self.processor.mask_id
         if mask is None:
             raise UsageError("The tokenizer has no mask token; use the one of a masked model.")
-        tokens = self.processor.encode_batch(given, markup=True)
-        rows = self.rows(tokens)
+        tokens, room = self.processor.encode_batch(given, markup=True), self.config.max_length - 2
         for number, ids in enumerate(tokens):
             if mask not in ids:
                 raise UsageError(
                     f"Text {number + 1} has nothing to fill: write {self.processor.token(mask)} "
                     "in place of the word."
                 )
-            if ids.count(mask) > np.count_nonzero(rows[number] == mask):
+            if mask in ids[room:]:
                 raise UsageError(
                     f"Text {number + 1} has {len(ids) + 2} tokens and a mask beyond the "
                     f"{self.config.max_length} that the model reads; shorten it."
                 )
-        return rows
+        return tokens
 
     def _fill(
         self, ids: NDArray[np.int64], places: NDArray[np.int64], scores: Floats, top_k: int
@@ -233,8 +228,8 @@ class TokenClassification(EncoderPipeline):
     def __call__(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
         """Tag each input's words; UsageError for one that is neither text nor list of words."""
         settings = update(self.defaults, options, "options")
-        words = [[*re.finditer(r"\S+", text)] for text in map(joined, inputs)]
-        pieces = [encode_words(self.processor, [word[0] for word in row]) for row in words]
+        words = [*map(placed, inputs)]
+        pieces = [encode_words(self.processor, [word for word, _ in row]) for row in words]
         rows = self.rows([list(chain.from_iterable(row)) for row in pieces])
         results: dict[int, Any] = {}
         for number, logits in self.compute(rows, settings.batch_size):
@@ -244,9 +239,9 @@ class TokenClassification(EncoderPipeline):
             results[number] = {"words": [self._tagged(word, scores) for word, scores in tagged]}
         return [results[number] for number in range(len(inputs))]
 
-    def _tagged(self, word: re.Match[str], scores: Floats) -> dict[str, Any]:
-        best = int(scores.argmax())
-        where = {"word": word[0], "start": word.start(), "end": word.end()}
+    def _tagged(self, placed: tuple[str, int], scores: Floats) -> dict[str, Any]:
+        best, (word, start) = int(scores.argmax()), placed
+        where = {"word": word, "start": start, "end": start + len(word)}
         return {**where, "label": self.config.labels[best], "score": float(scores[best])}
 
     def score(self, examples: Sequence[tuple[Any, Any]], **options: Any) -> Scores:
@@ -263,17 +258,18 @@ class TokenClassification(EncoderPipeline):
         return classification(self.config.labels, expected, predicted)
 
 
-def joined(item: Any) -> str:
-    """A text, or a list of words with a blank between them."""
+def placed(item: Any) -> list[tuple[str, int]]:
+    """The words of a text, or of a list of them, and where each starts."""
     if isinstance(item, str):
-        return item
+        return [(word[0], word.start()) for word in re.finditer(r"\S+", item)]
     if not isinstance(item, list | tuple):
         raise UsageError(f"An input is a text or a list of words, not {type(item).__name__}.")
     words: list[Any] = [*item]
     for word in words:
-        if not isinstance(word, str) or len(word.split()) != 1:
-            raise UsageError(f"{word!r} is no word; a word is a text without blanks.")
-    return " ".join(words)
+        if not isinstance(word, str):
+            raise UsageError(f"{word!r} is no word; a word is a text.")
+    starts = accumulate((len(word) + 1 for word in words), initial=0)
+    return list(zip(words, starts, strict=False))
 
 
 class SentenceEmbedding(EncoderPipeline):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cambrian.config import OptimizerConfig, Recipe, TrainConfig
-from cambrian.data.config import T5Data
 from cambrian.hookspecs import hookimpl
 from cambrian.specs import ModelSpec, Ref
-from cambrian_t5.config import T5Config
+from cambrian_t5.config import T5Config, T5Data
 
 
 @hookimpl

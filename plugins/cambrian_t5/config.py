@@ -7,7 +7,10 @@ from typing import Literal
 
 from msgspec import UNSET, UnsetType
 
+from cambrian.data.config import PairData
+
 FeedForward = Literal["relu", "gelu", "gated-gelu"]
+SENTINELS = 100  # <extra_id_0> and so on, which stand for what is left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,3 +114,21 @@ class T5Config:
         if isinstance(scaled, UnsetType) or scaled is None:
             scaled = self.tie_word_embeddings
         return self.d_model**-0.5 if scaled else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Data(PairData):
+    """What T5 learns from.
+
+    objective: "pairs", or "spans": pretraining by span corruption (Raffel et al. 2020, section
+        3.1.4) on raw text, given as for text; `text_key` is its field in JSONL.
+    prefix: a text put before every source, as "translate English to German: "; <extra_id_0> and
+        other special tokens that pairs spell out are those tokens.
+    noise_density, mean_noise_span_length: how much of a text is corrupted, and in what pieces.
+    """
+
+    objective: Literal["pairs", "spans"] = "pairs"
+    prefix: str = ""
+    text_key: str = "text"
+    noise_density: float = 0.15
+    mean_noise_span_length: float = 3.0

@@ -10,16 +10,15 @@ import numpy as np
 
 from cambrian.config import Recipe
 from cambrian.data import IGNORED, Arrays, Prepared
-from cambrian.data.config import T5Data, TextData
+from cambrian.data.config import TextData
 from cambrian.data.records import paired, read_examples
 from cambrian.data.rows import Ids, Ragged, RowBatches, padded
 from cambrian.data.text import prepare_text
 from cambrian.data.tokenizer import Specials, Tokenizer, fitted
 from cambrian.errors import UsageError
-from cambrian_t5.config import T5Config
+from cambrian_t5.config import SENTINELS, T5Config, T5Data
 from cambrian_t5.corruption import corrupt, raw_length
 
-SENTINELS = 100
 SPECIALS = Specials(
     roles={"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
     last=tuple(f"<extra_id_{i}>" for i in reversed(range(SENTINELS))),
@@ -107,8 +106,8 @@ def prepare_spans(
     whole = raw_length(length, data.noise_density, data.mean_noise_span_length)
 
     def batches(tokens: Any, shuffle: bool) -> RowBatches:
-        count = max(1, len(tokens) // whole)
-        lengths = np.full(count, min(whole, len(tokens)))
+        starts = np.arange(0, max(1, len(tokens) - 1), whole)  # one token alone has no span
+        lengths = np.minimum(whole, len(tokens) - starts)
 
         def rows(chosen: Ids, generator: np.random.Generator) -> Iterator[tuple[Any, Any]]:
             for n in chosen:
@@ -146,7 +145,8 @@ def ended(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Ragged:
             "The tokenizer has no token that ends a text (</s>); name it as eos_token in its "
             "tokenizer_config.json, or choose another tokenizer."
         )
-    return Ragged([*ids[: length - 1], end] for ids in tokenizer.encode_batch(texts))
+    rows = tokenizer.encode_batch(texts, markup=True)
+    return Ragged([*ids[: length - 1], end] for ids in rows)
 
 
 def sentinel_ids(tokenizer: Tokenizer) -> np.ndarray[Any, np.dtype[np.int64]]:

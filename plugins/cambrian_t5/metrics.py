@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ from cambrian.scores import Scores
 
 def compare(found: Sequence[str], expected: Sequence[str]) -> Scores:
     """Corpus BLEU (Papineni et al. 2002) and chrF (Popović 2015) by sacrebleu, from 0 to 100;
-    the mean of ROUGE-L's F1 (Lin 2004) by rouge_score, and exact matches, from 0 to 1.
+    the mean of ROUGE-L's F1 (Lin 2004) by rouge_score, and exact matches, from 0 to 1. Words are
+    what blanks and punctuation part, so BLEU and ROUGE-L say little of Chinese or Japanese.
 
     Where the extra "metrics" is not installed, exact matches alone.
     """
@@ -21,7 +23,7 @@ def compare(found: Sequence[str], expected: Sequence[str]) -> Scores:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
         return Scores(exact)
-    scorer: Any = RougeScorer(["rougeL"])
+    scorer: Any = RougeScorer(["rougeL"], tokenizer=Words())
     overlaps = [scorer.score(want, got)["rougeL"].fmeasure for got, want in pairs]
     return Scores(
         {
@@ -31,3 +33,10 @@ def compare(found: Sequence[str], expected: Sequence[str]) -> Scores:
             **exact,
         }
     )
+
+
+class Words:
+    """rouge_score's words, lower-cased; its own tokenizer knows no letters but a to z."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(r"[^\W_]+", text.lower())

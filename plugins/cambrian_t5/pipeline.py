@@ -19,13 +19,12 @@ from cambrian.generation.decoding import Decoding, Tokens
 from cambrian.generation.sampling import continuations
 from cambrian.pipeline import Pipeline
 from cambrian.runtime import Array, Session
-from cambrian_t5.config import T5Config
+from cambrian_t5.config import SENTINELS, T5Config
 
 if TYPE_CHECKING:
     from cambrian.data.tokenizer import Tokenizer
     from cambrian.scores import Scores
 
-SENTINELS = 100  # <extra_id_0> and so on, which stand for what is left out
 ROWS = 32  # scored at once
 
 
@@ -61,9 +60,10 @@ class Text2Text(Pipeline):
     """Turns texts into others: translations, answers, what a gap held.
 
     An input is a text; the config's `task_prefix` is put before it, and <extra_id_0> in it is a
-    gap. A result is {"input", "text", "tokens", "finish"}: the tokens include the one that ended
-    the text; "finish" is "stop" for that, "length" for max_new_tokens; and a beam search adds its
-    "score". A row's result does not depend on the rows beside it.
+    gap (all special tokens that it spells out are those tokens). A result is {"input", "text",
+    "tokens", "finish"}: the tokens include the one that ended the text; "finish" is "stop" for
+    that, "length" for max_new_tokens; and a beam search adds its "score". A row's result does not
+    depend on the rows beside it.
     """
 
     options = GenerationConfig
@@ -146,9 +146,11 @@ class Text2Text(Pipeline):
                 parts += map(self.processor.token, group)
             else:
                 parts.append(self.processor.decode(list(group)))
-        if len(parts) < 2:
-            return "".join(parts)
-        return " ".join(part for part in map(str.strip, parts) if part)
+        written = parts[0] if parts else ""
+        for part in map(str.strip, parts[1:]):  # so that more tokens never change what is written
+            if part:
+                written += part if not written or written[-1].isspace() else f" {part}"
+        return written
 
     @cached_property
     def _sentinels(self) -> frozenset[int | None]:

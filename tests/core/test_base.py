@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import cambrian
+from cambrian.checkpoint import keep_fitting
 from cambrian.errors import UsageError
 
 TINY = ["num_hidden_layers=1", "hidden_size=16", "num_attention_heads=2", "intermediate_size=16",
@@ -86,9 +87,13 @@ def test_a_based_run_resumes_to_the_same_bytes(base: Path, tmp_path: Path) -> No
 
 
 def test_a_base_of_another_family_is_refused(base: Path, tmp_path: Path) -> None:
+    for other in ("gpt-nano", "t5-nano", "roberta-classifier"):
+        with pytest.raises(UsageError, match=r"is a bert model, which \S+ cannot begin with"):
+            cambrian.train(other, tmp_path / "other", base=base)
+    assert not (tmp_path / "other").exists()
+    model = cambrian.open_checkpoint(base).model()
     with pytest.raises(UsageError, match=r"Nothing in .* fits this architecture"):
-        cambrian.train("gpt-nano", tmp_path / "gpt", base=base, settings=["data.length=8"])
-    assert not (tmp_path / "gpt").exists()
+        keep_fitting(model, {"wte.weight": torch.ones(2, 2)}, base)
     with pytest.raises(UsageError, match="has weights of its own"):
         cambrian.train(base, tmp_path / "again", base=base)
 

@@ -211,6 +211,69 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
             classes(tmp_path / name)
 
 
+@pytest.mark.parametrize("header", ["sentence\tlabel", "label\treview", "text\tclass"])
+def test_a_header_with_one_of_the_keys_is_no_example(header: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.tsv", f"{header}\nfine\t1\n")
+    with pytest.raises(BrokenFile, match=r"the header names .* end in _key"):
+        classes(file)
+
+
+def test_files_of_one_name_are_no_classes(tmp_path: Path) -> None:
+    files = [write(tmp_path / c / "reviews.txt", f"{c}\n") for c in ("pos", "neg")]
+    with pytest.raises(UsageError, match="tell no classes"):
+        classes(*files)
+
+
+@pytest.mark.parametrize("text", ['{"en": "a"}', "null", '["a"]', r'"\ud800"'])
+def test_a_field_that_is_no_text(text: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", f'{{"text": {text}, "label": "x"}}\n')
+    with pytest.raises(BrokenFile, match="line 1"):
+        classes(file)
+    file = write(tmp_path / "b.jsonl", f'{{"text": "x", "label": {text}}}\n')
+    with pytest.raises(BrokenFile, match="line 1"):
+        classes(file)
+
+
+def test_an_example_without_a_side_is_left_out(tmp_path: Path) -> None:
+    assert classes(write(tmp_path / "a.csv", "text,label\na,\n ,p\nb,n\n")) == [("b", "n")]
+
+
+def test_settings_that_make_no_sense() -> None:
+    for change, message in {
+        "normalize": ("nfc", "no Unicode form"),
+        "validation_fraction": (1.5, "no fraction"),
+    }.items():
+        value, words = message
+        data = ClassData(**{change: value})
+        with pytest.raises(UsageError, match=words):
+            read_examples(data, labelled(data))
+
+
+def test_a_named_data_set_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "t.en", "one\ntwo\n")
+    write(tmp_path / "t.de", "eins\nzwei\n")
+    files = [str(tmp_path / name) for name in ("t.en", "t.de")]
+    write(
+        tmp_path / "cambrian.toml",
+        f'[datasets.mt]\nkind = "pairs"\nsource = {json.dumps(files)}\nsummary = "x"\n'
+        '[datasets.loop]\nkind = "pairs"\nsource = ["loop"]\nsummary = "x"\n',
+    )
+    monkeypatch.chdir(tmp_path)
+    data = PairData(source=("mt",), validation_fraction=0.0)
+    assert read_examples(data, paired(data)).train == [("one", "eins"), ("two", "zwei")]
+    data = PairData(source=("loop",))
+    with pytest.raises(NotFound, match="loop"):
+        read_examples(data, paired(data))
+
+
+def test_only_what_is_measured_is_read(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "a,p\nb,n\n")
+    data = ClassData(source=("gone",), validation=(str(file),))
+    assert read_examples(data, labelled(data), evaluate_only=True).held_out == [
+        ("a", "p"), ("b", "n")
+    ]  # fmt: skip
+
+
 def test_lists_must_match(tmp_path: Path) -> None:
     for content, message in [
         ('{"tokens": ["a"], "tags": []}', "1 words but 0 tags"),

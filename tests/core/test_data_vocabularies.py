@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 import transformers
 
-from cambrian.data.tokenizer import Specials, Tokenizer
-from cambrian.data.vocabularies import BERT_ROLES, BERTWEET_ROLES
+from cambrian.data.tokenizer import KINDS, Specials, Tokenizer
+from cambrian.data.tokenizer_training import GPT
+from cambrian.data.vocabularies import BERTWEET_ROLES
 from cambrian.errors import BrokenFile, CambrianError, UsageError
+from cambrian_bert.data import BERT, ROBERTA
+from cambrian_t5.data import SPECIALS as T5
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, doesn't it?",
@@ -29,7 +32,6 @@ TEXTS = [
     "",
     " ",
 ]
-BERT = Specials(roles=BERT_ROLES, single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1")
 
 
 def noise(count: int, seed: int = 0, marks: bool = True) -> list[str]:
@@ -88,22 +90,60 @@ def test_wordpiece_training_is_the_same_in_every_process() -> None:
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("settings", [{}, {"do_lower_case": True}, {"do_lower_case": False}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"do_lower_case": True},
+        {"do_lower_case": False},
+        {"strip_accents": False},
+        {"strip_accents": True, "do_lower_case": False},
+        {"tokenize_chinese_chars": False},
+    ],
+)
 def test_vocab_txt_gives_the_reference_ids(settings: dict[str, Any], tmp_path: Path) -> None:
     trained = Tokenizer.train("wordpiece", TEXTS * 5, 500, BERT)
     vocabulary = [trained.token(i) for i in range(trained.vocab_size)]
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", "utf-8")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     ours = Tokenizer.load(tmp_path)
-    theirs = transformers.BertTokenizer(
-        str(tmp_path / "vocab.txt"), do_lower_case=settings.get("do_lower_case", True)
-    )
+    given = {"do_lower_case": True, **settings}
+    theirs = transformers.BertTokenizer(str(tmp_path / "vocab.txt"), **given)
     for text in [*TEXTS, *noise(200, seed=1)]:
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
     ours.save(tmp_path / "saved")
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert again("a fox")["input_ids"] == theirs("a fox")["input_ids"]
     assert (again.mask_token_id, again.pad_token_id) == (ours.mask_id, ours.pad_id)
+    pair = again("a fox", "a dog")
+    assert pair["token_type_ids"] == theirs("a fox", "a dog")["token_type_ids"]
+    assert 1 in pair["token_type_ids"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("specials", [GPT, BERT, ROBERTA, T5])
+def test_every_kind_is_trained_for_every_family(
+    kind: str, specials: Specials, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.train(kind, TEXTS * 5, 900, specials)
+    ids = tokenizer.encode("a fox")
+    assert ids and max(ids) < tokenizer.vocab_size
+    typed = specials is BERT
+    tokenizer.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert ("token_type_ids" in theirs("a fox")) == typed
+    assert theirs("a fox", add_special_tokens=False)["input_ids"] == ids
+
+
+def test_a_saved_tokenizer_leaves_no_other_behind(tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(b"")
+    (tmp_path / "bpe.codes").write_text("a b 1\n")
+    (tmp_path / "vocab.txt").write_text("ab 1\n")
+    Tokenizer.load(tmp_path)
+    Tokenizer.train("char", ["abc"], 10).save(tmp_path / "run")
+    Tokenizer.load(tmp_path).save(tmp_path / "run")
+    assert not (tmp_path / "run" / "tokenizer.json").exists()
+    assert Tokenizer.load(tmp_path / "run").kind == "bpe"
 
 
 def test_markup_is_read_where_it_is_asked_for() -> None:
@@ -221,6 +261,33 @@ def test_a_damaged_spiece_model_is_one_sentence(pieces: Path, tmp_path: Path) ->
         file.write_bytes(bytes(damaged))
         with contextlib.suppress(CambrianError):
             Tokenizer.load(tmp_path).encode("stein wasser")
+
+
+@pytest.mark.parametrize(
+    ("extra_ids", "told"), [(2_000_000_000, "up to 1000"), ("x", "must be a number"), (-1, "-1")]
+)
+def test_sentinels_that_cannot_be(extra_ids: Any, told: str, pieces: Path, tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes((pieces / "spiece.model").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"extra_ids": extra_ids}))
+    with pytest.raises(BrokenFile, match=f"tokenizer_config.json: extra_ids .*{told}"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("flag", ["add_dummy_prefix", "remove_extra_whitespaces"])
+def test_blanks_treated_otherwise_are_refused(flag: str, tmp_path: Path) -> None:
+    import sentencepiece
+
+    with (tmp_path / "spiece.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["ein stein im wasser"] * 20),
+            model_writer=file,
+            vocab_size=20,
+            hard_vocab_limit=False,
+            minloglevel=2,
+            **{flag: False},
+        )
+    with pytest.raises(BrokenFile, match=f"does without .*{flag}"):
+        Tokenizer.load(tmp_path)
 
 
 # -- BERTweet ---------------------------------------------------------------------------------

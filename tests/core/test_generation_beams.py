@@ -157,7 +157,8 @@ def test_a_vocabulary_smaller_than_the_beams_is_no_trouble() -> None:
     [
         ({"num_beams": 0}, "num_beams must be at least 1"),
         ({"num_beams": 2, "do_sample": True}, "do_sample=false or num_beams=1"),
-        ({"length_penalty": math.inf}, "length_penalty must be a finite number"),
+        ({"length_penalty": math.inf}, "length_penalty must be a number from -10 to 10"),
+        ({"length_penalty": 11}, "length_penalty must be a number from -10 to 10"),
     ],
 )
 def test_impossible_options_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -20,6 +20,7 @@ import transformers
 from cambrian import __version__
 from cambrian.api import export, load
 from cambrian.checkpoint import save_description, save_weights
+from cambrian.data.rows import Ragged
 from cambrian.data.tokenizer import Tokenizer
 from cambrian.errors import UsageError
 from cambrian.runtime import Array
@@ -170,7 +171,12 @@ def test_token_classification_equals_transformers(name: str, folders: dict[str, 
         assert [w["score"] for w in result["words"]] == pytest.approx(scores, abs=1e-5)
     assert tag([["the", "lazy", "fox"]]) == tag(["the lazy fox"])
     assert tag([""]) == [{"words": []}]
-    for wrong in (7, ["the", "lazy dog"], ["the", ""], ["the", 3]):
+    # Words are taken as they are listed, whatever is in them.
+    spaced = tag([["the", "10\u00a0000", "", "fox"]])[0]["words"]
+    assert [(w["word"], w["start"]) for w in spaced] == [
+        ("the", 0), ("10\u00a0000", 4), ("", 11), ("fox", 12)
+    ]  # fmt: skip
+    for wrong in (7, ["the", 3]):
         with pytest.raises(UsageError, match=r"list of words, not int|is no word"):
             tag([wrong])
 
@@ -324,6 +330,11 @@ def test_probes_do_not_depend_on_batches(dtype: torch.dtype, folders: dict[str, 
     rows = dict(pipe.random_rows())
     assert [len(rows[n]) for n in sorted(rows)] == [1, 4, 7, 10, 14, 17, 20, 24]
     assert len(pipe.probe()["classes"]) == sum(len(values) for values in rows.values())
+    tokens = Ragged(range(1, 2 + n % 5) for n in range(8))
+    alone, beside = (dict(pipe.compute(tokens, batch_size=size)) for size in (1, 3))
+    for number in range(8):
+        allowed = 1e-5 if dtype == torch.float32 else 0.05
+        np.testing.assert_allclose(alone[number], beside[number], rtol=0, atol=allowed)
 
 
 def test_no_torch_is_needed() -> None:

@@ -10,10 +10,9 @@ import pytest
 
 from cambrian.config import Recipe, TrainConfig
 from cambrian.data import IGNORED
-from cambrian.data.config import T5Data
 from cambrian.data.tokenizer import Tokenizer
 from cambrian.errors import UsageError
-from cambrian_t5.config import T5Config
+from cambrian_t5.config import T5Config, T5Data
 from cambrian_t5.corruption import corrupt, counts, raw_length
 from cambrian_t5.data import prepare
 

@@ -188,6 +188,8 @@ def test_gaps_are_read_and_written_as_sentinels(tokenizer: Tokenizer) -> None:
     words = [gap, *tokenizer.encode("quick brown"), tokenizer.id("<extra_id_1>"), 1]
     assert run._decode(words) == "<extra_id_0> quick brown <extra_id_1>"
     assert run._decode(tokenizer.encode(" lazy dog")) == " lazy dog"
+    longer = [*tokenizer.encode(" lazy dog"), tokenizer.id("<extra_id_1>")]
+    assert run._decode(longer) == " lazy dog <extra_id_1>"  # more of it, and nothing else
     assert run._decode([]) == ""
 
 
@@ -263,6 +265,8 @@ def test_scores_are_those_of_the_packages() -> None:
     assert metrics["exact_match"] == 1 / 3
     # ROUGE-L by hand: 5 of 6 words in order, 3 of 5, all
     assert metrics["rougeL"] == pytest.approx((5 / 6 + 3 / 5 + 1) / 3)
+    assert compare(["Кот für дом_2"], ["кот für дом 2"]).metrics["rougeL"] == 1
+    assert compare(["кот"], ["дом"]).metrics["rougeL"] == 0
     perfect = compare(expected, expected).metrics
     assert perfect == pytest.approx({"bleu": 100, "chrf": 100, "rougeL": 1, "exact_match": 1})
 

@@ -18,9 +18,16 @@ if TYPE_CHECKING:
     from cambrian.scores import Confusion
 
 
+RESERVED = {"target", "data", "settings", "device", "examples"}  # parameters of the calls below
+
+
 def evaluate(
     name: Annotated[
-        str, typer.Argument(help="A checkpoint or a named model.", autocompletion=complete_model)
+        str,
+        typer.Argument(
+            help="A checkpoint, an exported folder or a named model.",
+            autocompletion=complete_model,
+        ),
     ],
     data: Annotated[
         list[str] | None,
@@ -55,23 +62,28 @@ def evaluate(
     """
     from cambrian import api
     from cambrian.cli.progress import say
+    from cambrian.scores import require_picture
 
     given = dict(map(parse_assignment, options or ()))
+    if clash := sorted(given.keys() & RESERVED):
+        raise UsageError(f"--option {clash[0]} is no option of a task; see cambrian eval --help.")
+    if picture is not None:
+        require_picture(picture)
     scores = api.evaluate(name, data=data or (), settings=settings or (), device=device, **given)
+    if as_json:
+        confusion = {} if scores.confusion is None else {"confusion": asdict(scores.confusion)}
+        print(json.dumps({**scores.metrics, **confusion}))
+    else:
+        for key, value in scores.metrics.items():
+            print(f"{key:<20}{value:.4f}")
+        if scores.confusion is not None:
+            print()
+            text.table(*table(scores.confusion))
     if picture is not None:
         if scores.confusion is None:
             raise UsageError(f"'{name}' is no classifier: it has no confusion matrix to draw.")
         scores.confusion.draw(picture)
         say(f"wrote {picture}")
-    if as_json:
-        confusion = {} if scores.confusion is None else {"confusion": asdict(scores.confusion)}
-        print(json.dumps({**scores.metrics, **confusion}))
-        return
-    for key, value in scores.metrics.items():
-        print(f"{key:<20}{value:.4f}")
-    if scores.confusion is not None:
-        print()
-        text.table(*table(scores.confusion))
 
 
 def table(confusion: Confusion) -> tuple[list[str], list[list[str]]]:

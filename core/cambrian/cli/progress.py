@@ -11,6 +11,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cambrian.errors import listed
+
 QUIET_SECONDS = 5.0  # between two lines where there is no terminal
 
 
@@ -45,8 +47,8 @@ class TrainingProgress:
     def report(self, event: Mapping[str, Any]) -> None:
         """Show an event of the run."""
         if "base" in event:
-            fresh = ", ".join(event["fresh"]) or "nothing"
-            left = f"; left out: {', '.join(event['left'])}" if event["left"] else ""
+            fresh = listed(event["fresh"]) or "nothing"
+            left = f"; left out: {listed(event['left'])}" if event["left"] else ""
             self.say(f"kept {event['kept']} tensors of {event['base']}; fresh: {fresh}{left}")
             return
         total = event["steps"]

@@ -84,11 +84,13 @@ def read_inputs(inputs: list[str] | None, file: Path | None) -> list[str]:
         return inputs
     if file is not None:
         try:
-            lines = file.read_text("utf-8").splitlines()
+            content = file.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"Cannot read {file}: {error}.") from error
     else:
-        lines = sys.stdin.read().splitlines()
+        content = sys.stdin.read()
+    # Not splitlines, which knows more ends of lines than files have: results go by the line.
+    lines = content.removesuffix("\n").split("\n") if content else []
     if not lines:
         raise UsageError('There is no input; write it behind the name: cambrian run NAME "text".')
     return lines

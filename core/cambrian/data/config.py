@@ -38,13 +38,17 @@ class TextData:
 class MaskedData(TextData):
     """Text for masked language modelling (Devlin et al. 2019).
 
+    validation_fraction: as large as the examples', so that, with rows="lines", both hold out the
+        same lines.
     rows: "packed" fills every row from the stream of documents, across their ends; "lines" makes
         each line of text a row of its own.
     mask_fraction: how many of a row's tokens are to be predicted; of these `mask_token_fraction`
         become the mask token, `random_token_fraction` another token, and the rest stay.
-    whole_words: choose words, not tokens.
+    whole_words: choose words, not tokens; a word that is more than what is to be predicted of its
+        row is passed over, and a row of such words is masked by tokens.
     """
 
+    validation_fraction: float = 0.1
     tokenizer: str = "wordpiece-uncased"
     rows: Literal["packed", "lines"] = "packed"
     mask_fraction: float = 0.15
@@ -117,20 +121,3 @@ class PairData(ExampleData):
     source: tuple[str, ...] = ("python-dates",)
     source_key: str = "source"
     target_key: str = "target"
-
-
-@dataclass(frozen=True, kw_only=True)
-class T5Data(PairData):
-    """What T5 learns from.
-
-    objective: "pairs", or "spans": pretraining by span corruption (Raffel et al. 2020, section
-        3.1.4) on raw text, given as for text; `text_key` is its field in JSONL.
-    prefix: a text put before every source, as "translate English to German: ".
-    noise_density, mean_noise_span_length: how much of a text is corrupted, and in what pieces.
-    """
-
-    objective: Literal["pairs", "spans"] = "pairs"
-    prefix: str = ""
-    text_key: str = "text"
-    noise_density: float = 0.15
-    mean_noise_span_length: float = 3.0

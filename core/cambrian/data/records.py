@@ -19,7 +19,8 @@ from typing import Any, TypeAlias, cast
 
 from cambrian.data.config import ClassData, ExampleData, PairData, TagData, TextData
 from cambrian.data.sections import tidy
-from cambrian.data.sources import PYTHON, File, Source, Strings, expand
+from cambrian.data.sources import PYTHON, File, Source, Strings, expand, require_characters
+from cambrian.data.text import require_sense
 from cambrian.errors import BrokenFile, CambrianError, UsageError
 from cambrian.specs import DatasetEntry, Ref
 
@@ -69,7 +70,7 @@ def paired(data: PairData) -> Form:
 
 
 def read_lines(data: TextData, evaluate_only: bool = False) -> Examples:
-    """Lines of text, each expected to be itself."""
+    """Lines of text, each expected to be itself; a record's text may have several."""
     return read_examples(data, Form("text", (data.text_key, data.text_key), False, each_line))
 
 
@@ -82,12 +83,10 @@ def read_examples(
     equal inputs are always on the same side, in whatever file or order they come. UsageError where
     a side is left empty, BrokenFile where a file is not what its name says.
     """
-    if not data.source:
-        raise UsageError("data.source is empty; name files, a folder, a glob or a data set.")
-    if not 0 <= data.validation_fraction < 1:
-        raise UsageError(f"data.validation_fraction={data.validation_fraction} is no fraction.")
+    require_sense(data)
     seen: set[str] = set()
-    train = list(_kept(_read(data.source, form), data, seen))
+    unread = evaluate_only and data.validation  # standard input can be read once
+    train = [] if unread else list(_kept(_read(data.source, form), data, seen))
     if data.validation:
         held_out = list(_kept(_read(data.validation, form), data, seen))
     else:
@@ -113,11 +112,11 @@ def read_examples(
 def _kept(
     examples: Iterable[Example], data: ExampleData | TextData, seen: set[str]
 ) -> Iterator[Example]:
-    """The examples, tidied, without the ones that were there before."""
+    """The examples, tidied, without the ones that lack a side or were there before."""
     for given, expected in examples:
         example = _tidied(given, data), _tidied(expected, data)
         key = json.dumps(example)
-        if not given or (data.deduplicate and key in seen):
+        if not all(example) or (data.deduplicate and key in seen):
             continue
         seen.add(key)
         yield example
@@ -140,17 +139,22 @@ def _rank(example: Example) -> int:
 
 
 def _read(items: Sequence[str], form: Form) -> Iterator[Example]:
-    """The examples of files and data sets, in order."""
+    """The examples of files and data sets; those of plain text files last."""
     from cambrian.registry import load_registry
 
-    datasets = load_registry().datasets
+    yield from _read_from(items, form, load_registry().datasets)
+
+
+def _read_from(
+    items: Sequence[str], form: Form, datasets: Mapping[str, DatasetEntry]
+) -> Iterator[Example]:
     plain: list[File] = []
     with tempfile.TemporaryDirectory() as spool:
         for item in items:
             if Path(item).is_dir() and form.plain is class_a_file and _folders(Path(item)):
                 yield from class_a_folder(Path(item), datasets, Path(spool))
             elif form.kind != "text" and (entry := _dataset(item, datasets, form)) is not None:
-                yield from _of_dataset(entry, form)
+                yield from _of_dataset(entry, form, datasets)
             else:
                 for source in expand([item], lambda: datasets, Path(spool)):
                     if isinstance(source, Strings):
@@ -172,10 +176,14 @@ def _dataset(item: str, datasets: Mapping[str, DatasetEntry], form: Form) -> Dat
     return entry
 
 
-def _of_dataset(entry: DatasetEntry, form: Form) -> Iterator[Example]:
+def _of_dataset(
+    entry: DatasetEntry, form: Form, datasets: Mapping[str, DatasetEntry]
+) -> Iterator[Example]:
+    files = [item for item in entry.source if not item.startswith(PYTHON)]
+    others = {name: other for name, other in datasets.items() if name != entry.name}
+    yield from _read_from(files, form, others)  # without itself, so that it cannot hold itself
     for item in entry.source:
-        if not item.startswith(PYTHON):
-            yield from _read([item], form)
+        if item in files:
             continue
         make: Any = Ref[Any](item.removeprefix(PYTHON)).load()
         for number, record in enumerate(make(), start=1):
@@ -203,7 +211,11 @@ def _of_file(file: File, form: Form) -> Iterator[Example]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise BrokenFile(f"{where}: not a JSON record ({error}).") from error
-        yield _example(record, form.keys, form, where)
+        given, expected = _example(record, form.keys, form, where)
+        if form.kind == "text":
+            yield from ((x, x) for x in given.splitlines() if x.strip())
+        else:
+            yield given, expected
 
 
 def _of_table(file: File, form: Form, delimiter: str) -> Iterator[Example]:
@@ -219,6 +231,12 @@ def _of_table(file: File, form: Form, delimiter: str) -> Iterator[Example]:
         for number, row in enumerate(reader):
             if number == 0 and all(key in row for key in form.keys):
                 columns = (row.index(form.keys[0]), row.index(form.keys[1]))
+            elif number == 0 and any(key in row for key in form.keys):
+                raise BrokenFile(
+                    f"{file.name}: the header names {', '.join(row)[:200]}, but "
+                    f"{' and '.join(form.keys)} are looked for; say which columns hold what by the "
+                    "data's settings that end in _key."
+                )
             elif len(row) > max(columns):
                 yield row[columns[0]], row[columns[1]]
             elif row:
@@ -241,8 +259,13 @@ def _example(record: Any, keys: tuple[str, str], form: Form, where: str) -> Exam
                 f"{where}: the record has no '{key}'; say which fields hold what by the data's "
                 "settings that end in _key."
             )
-        if form.lists != isinstance(fields[key], list):
-            raise BrokenFile(f"{where}: '{key}' must be {'a list' if form.lists else 'a text'}.")
+        items: list[Any] = fields[key] if isinstance(fields[key], list) else [fields[key]]
+        simple = all(isinstance(item, str | int | float) for item in items)
+        if form.lists != isinstance(fields[key], list) or not simple:
+            what = "a list of texts" if form.lists else "a text"
+            raise BrokenFile(f"{where}: '{key}' must be {what}.")
+        for item in items:
+            require_characters(str(item), where)
     given, expected = (fields[key] for key in keys)
     if form.lists:
         if len(given) != len(expected):
@@ -262,7 +285,13 @@ def class_a_file(files: Sequence[File]) -> Iterator[Example]:
             f"{files[0].name} alone has one class; give a file for each class, or records with "
             "labels (.jsonl, .csv, .tsv)."
         )
-    for name, file in zip(differences([Path(f.path).name for f in files]), files, strict=True):
+    names = differences([Path(f.path).name for f in files])
+    if len(set(names)) == 1:
+        raise UsageError(
+            f"All files are called {names[0]}, so their names tell no classes; rename them by "
+            "class, or give a folder with a folder for each."
+        )
+    for name, file in zip(names, files, strict=True):
         yield from ((line, name) for line in file.lines() if line.strip())
 
 
@@ -329,10 +358,11 @@ def aligned(files: Sequence[File]) -> Iterator[Example]:
                 yield given, expected
 
 
-def require_known(expected: Iterable[str], known: Sequence[str], what: str) -> None:
+def require_known(expected: Iterable[str], known: Sequence[str]) -> None:
     """CambrianError if there are labels that a model does not have."""
     if strange := sorted(set(expected) - set(known)):
         raise CambrianError(
-            f"The data holds the {what} '{strange[0]}', but the model knows only "
-            f"{', '.join(known[:20])}; train a new model on it, or leave it out."
+            f"The data holds the label '{strange[0]}', but the model knows only "
+            f"{', '.join(known[:20])}; begin a new head (cambrian train ARCHITECTURE --base "
+            "FOLDER), or leave it out."
         )

@@ -116,7 +116,12 @@ class File:
         number = 0
         try:
             with self._open() as stream:
-                for number, line in enumerate(stream, start=1):
+                for number, line in enumerate(iter(lambda: stream.readline(RECORD + 1), b""), 1):
+                    if len(line) > RECORD:
+                        raise BrokenFile(
+                            f"{self.name}, line {number} has more than {RECORD >> 20} MiB; is this "
+                            "text?"
+                        )
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                     yield text if ends else text.rstrip("\r\n")
         except UnicodeDecodeError as error:
@@ -159,7 +164,7 @@ class Strings:
         """Yield the documents."""
         done = 0
         for key in sorted(self.texts):
-            _require_characters(self.texts[key], f"{self.name}, text '{key}'")
+            require_characters(self.texts[key], f"{self.name}, text '{key}'")
             done += len(self.texts[key])
             report(done)
             yield self.texts[key], True
@@ -303,11 +308,12 @@ def _records(stream: io.BufferedIOBase, name: str, text_key: str, told: Report) 
                 "with data.text_key."
             )
         if b"\\u" in line:
-            _require_characters(text, where)
+            require_characters(text, where)
         yield text, True
 
 
-def _require_characters(text: str, where: str) -> None:
+def require_characters(text: str, where: str) -> None:
+    """BrokenFile if a text cannot be written down."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

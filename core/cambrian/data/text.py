@@ -10,14 +10,14 @@ import json
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cambrian.data.cache import Hashes, cache_folder, open_or_build
-from cambrian.data.config import TextData
+from cambrian.data.config import ExampleData, TextData
 from cambrian.data.corpus import ENCODING, HASHING, TRAINING, Corpus, Meter, Progress, Seen, Unit
 from cambrian.data.sources import File, Source, expand
 from cambrian.data.tokenizer import Specials, Tokenizer, named_tokenizer
@@ -66,7 +66,7 @@ def prepare_text(
     Raises NotFound or UsageError for sources that are not there, settings that make no sense and
     splits without text; BrokenFile for text that is not UTF-8 or not JSONL.
     """
-    _require_sense(data)
+    require_sense(data)
     tokenizer = tokenizer or named_tokenizer(data.tokenizer)
     root = cache_folder()
     try:
@@ -89,7 +89,8 @@ def prepare_text(
     return replace(made, summary={**origin, **made.summary, "cache_hit": hit})
 
 
-def _require_sense(data: TextData) -> None:
+def require_sense(data: TextData | ExampleData) -> None:
+    """UsageError for settings that make no sense."""
     if not data.source:
         raise UsageError("data.source is empty; name files, a folder, a glob, '-' or a data set.")
     if not 0 <= data.validation_fraction < 1:
@@ -146,9 +147,9 @@ def _contents(sources: Iterable[Source], hashes: Hashes, meter: Meter) -> list[t
 
 def _settings(data: TextData, tokenizer: Tokenizer | None, specials: Specials) -> dict[str, Any]:
     """What decides over the tokens beside the text."""
-    settings = asdict(data)
-    for name in ("source", "length", "tokenizer", "vocab_size"):
-        del settings[name]
+    apart = ("source", "length", "tokenizer", "vocab_size")
+    names = [field.name for field in fields(TextData) if field.name not in apart]
+    settings: dict[str, Any] = {name: getattr(data, name) for name in names}
     settings["validation"] = bool(data.validation)
     if tokenizer is None:
         trained = {"train": data.tokenizer, "size": data.vocab_size, "sample": SAMPLE}

@@ -21,7 +21,16 @@ from numpy.typing import NDArray
 
 from cambrian.data import Processor
 from cambrian.data.tokenizer_training import CONTINUES, END, GPT, UNKNOWN, Specials, fit
-from cambrian.data.vocabularies import Vocabulary, read_foreign, read_limited
+from cambrian.data.vocabularies import (
+    CODES,
+    MERGES,
+    SPIECE,
+    VOCAB_JSON,
+    VOCAB_TXT,
+    Vocabulary,
+    read_foreign,
+    read_limited,
+)
 from cambrian.errors import BrokenFile, CambrianError, NotFound, nearest
 from cambrian.files import read_json, write_bytes, write_json
 
@@ -39,7 +48,7 @@ CANDIDATES: Mapping[str, tuple[str, ...]] = {
     "cls_token": ("[CLS]", "<s>"),
     "mask_token": ("[MASK]", "<mask>"),
 }
-KEPT = (*CANDIDATES, "model_max_length", "chat_template", "extra_ids")
+KEPT = (*CANDIDATES, "model_max_length", "chat_template", "extra_ids", "model_input_names")
 
 # Encoding in threads makes the library warn at every later fork, unless this variable is set;
 # a forked child lacks those threads and would wait for them forever.
@@ -67,12 +76,9 @@ class Tokenizer(Processor):
     ) -> None:
         """`raw` is a tokenizer.json, `settings` the tokenizer_config.json beside it."""
         try:
-            backend = tokenizers.Tokenizer.from_buffer(raw)
+            backend = _backend(raw, markup=False)
         except Exception as error:  # the library raises nothing narrower
             raise BrokenFile(f"{origin} is not a tokenizer that can be read ({error}).") from error
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = True
         vocabulary = backend.get_vocab(with_added_tokens=True)
         if not vocabulary:
             raise BrokenFile(f"{origin} has an empty vocabulary.")
@@ -134,8 +140,13 @@ class Tokenizer(Processor):
         """
         kind = "BertweetTokenizer" if self._originals else "PreTrainedTokenizerFast"
         config: dict[str, Any] = {"tokenizer_class": kind, "clean_up_tokenization_spaces": False}
+        if not self._originals:
+            config["model_input_names"] = _inputs(self.raw)
         config |= {r: self.token(i) for r, i in self._roles.items() if i is not None}
-        for name, data in (self._originals or {FILE: self.raw}).items():
+        written = self._originals or {FILE: self.raw}
+        for name in {FILE, VOCAB_JSON, MERGES, VOCAB_TXT, CODES, SPIECE} - written.keys():
+            (folder / name).unlink(missing_ok=True)  # an earlier tokenizer's, which would be read
+        for name, data in written.items():
             write_bytes(folder / name, data)
         write_json(folder / CONFIG, config | self._settings)
 
@@ -151,16 +162,20 @@ class Tokenizer(Processor):
         if self.kind == "char" and not markup:  # the library takes ten times as long
             get, unknown = self._characters.get, self._characters[UNKNOWN]
             return [[get(c, unknown) for c in text] for text in texts]
-        self._backend.encode_special_tokens = not markup
+        backend = self._markup_backend if markup else self._backend
         try:
-            rows = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            rows = backend.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises nothing narrower
             raise CambrianError(f"The tokenizer cannot encode this text: {error}.") from error
-        finally:
-            self._backend.encode_special_tokens = True
         if self._size is None or self.unk_id is None:
             return [row.ids for row in rows]
         return [[i if i < self._size else self.unk_id for i in row.ids] for row in rows]
+
+    @cached_property
+    def _markup_backend(self) -> tokenizers.Tokenizer:
+        """One that reads special tokens in text: a flag of the library's object, and threads may
+        share this one."""
+        return _backend(self.raw, markup=True)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` without special tokens; bytes that form no character give U+FFFD."""
@@ -213,6 +228,23 @@ def fitted(name: str, vocab_size: int, texts: Iterable[str], specials: Specials)
     return named_tokenizer(name) or Tokenizer.train(name, texts, vocab_size, specials)
 
 
+def _backend(raw: bytes, markup: bool) -> tokenizers.Tokenizer:
+    """The library's tokenizer, which encodes texts whole and as they are."""
+    backend = tokenizers.Tokenizer.from_buffer(raw)
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = not markup
+    return backend
+
+
+def _inputs(raw: bytes) -> list[str]:
+    """The inputs that tokenized pairs need: token_type_ids where the second text has its own."""
+    after = json.loads(raw).get("post_processor") or {}
+    pair = [next(iter(part.values())) for part in after.get("pair", ())]
+    typed = after.get("type") == "BertProcessing" or any(part.get("type_id") for part in pair)
+    return ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"]
+
+
 def _kind(backend: tokenizers.Tokenizer, raw: bytes) -> str:
     """The model's name; "char" where looking up each character is all that happens."""
     name = type(backend.model).__name__.lower()
@@ -221,7 +253,7 @@ def _kind(backend: tokenizers.Tokenizer, raw: bytes) -> str:
     found = json.loads(raw)
     split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}}
     split |= {"behavior": "Isolated", "invert": False}
-    added = {token["content"] for token in found["added_tokens"]}
+    added = {token["content"] for token in found.get("added_tokens", ())}
     single = all(len(token) == 1 for token in found["model"]["vocab"] if token not in added)
-    alike = found["pre_tokenizer"] == split and found["model"]["unk_token"] == UNKNOWN
+    alike = found.get("pre_tokenizer") == split and found["model"]["unk_token"] == UNKNOWN
     return "char" if alike and single and UNKNOWN in found["model"]["vocab"] else name

@@ -94,7 +94,10 @@ def _bpe(texts: Iterable[str], vocab_size: int, specials: Specials) -> tokenizer
 
 def _char(texts: Iterable[str], vocab_size: int, specials: Specials) -> tokenizers.Tokenizer:
     if vocab_size < len(specials.first) + 2:
-        raise UsageError(f"vocab_size={vocab_size} leaves no room for characters; raise it.")
+        raise UsageError(
+            f"vocab_size={vocab_size + len(specials.last)} leaves no room for characters; raise "
+            "data.vocab_size."
+        )
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
@@ -127,10 +130,11 @@ def _wordpiece(
     alphabet = sorted(sorted(counts, key=lambda c: (-counts[c], c))[:ALPHABET])
     heads = [*specials.first, *(CONTINUES + c for c in alphabet)]
     if vocab_size < len(heads) + len(alphabet):
+        last = len(specials.last)
         raise UsageError(
-            f"vocab_size={vocab_size} is too small for WordPiece, which needs "
-            f"{len(heads) + len(alphabet)} for this text: each character twice and the special "
-            "tokens; raise data.vocab_size."
+            f"vocab_size={vocab_size + last} is too small for WordPiece, which needs "
+            f"{len(heads) + len(alphabet) + last} for this text: each character twice and the "
+            "special tokens; raise data.vocab_size."
         )
     backend = tokenizers.Tokenizer(models.BPE())
     backend.normalizer = normalizer
@@ -144,4 +148,4 @@ def _wordpiece(
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return wordpiece_backend(backend.get_vocab(), lowercase, specials.roles)
+    return wordpiece_backend(backend.get_vocab(), normalizer, specials.roles)

@@ -133,24 +133,35 @@ def wordpiece(folder: Path, settings: Mapping[str, Any]) -> Vocabulary:
         raise BrokenFile(f"{folder / VOCAB_TXT} holds a token twice.")
     if missing := [token for token in BERT_ROLES.values() if token not in vocabulary]:
         raise BrokenFile(f"{folder / VOCAB_TXT} lacks {missing[0]}, so it is not BERT's.")
-    backend = wordpiece_backend(vocabulary, lowercase=bool(settings.get("do_lower_case", True)))
-    return Vocabulary(_raw(backend), BERT_ROLES)
+    strip = settings.get("strip_accents")
+    normalizer = normalizers.BertNormalizer(
+        lowercase=bool(settings.get("do_lower_case", True)),
+        strip_accents=None if strip is None else bool(strip),
+        handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+    )
+    return Vocabulary(_raw(wordpiece_backend(vocabulary, normalizer)), BERT_ROLES)
 
 
 def wordpiece_backend(
-    vocabulary: dict[str, int], lowercase: bool, roles: Mapping[str, str] = BERT_ROLES
+    vocabulary: dict[str, int],
+    normalizer: normalizers.BertNormalizer,
+    roles: Mapping[str, str] = BERT_ROLES,
 ) -> tokenizers.Tokenizer:
-    """BERT's tokenizer (Devlin et al. 2019): split at blanks and punctuation, then WordPiece."""
+    """BERT's tokenizer (Devlin et al. 2019): split at blanks and punctuation, then WordPiece.
+
+    Texts are wrapped as BERT does where the roles have a cls_token and a sep_token.
+    """
     unknown = roles["unk_token"]
     backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.normalizer = normalizer
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     backend.add_special_tokens([special(token) for token in roles.values()])
-    start, end = (roles[role] for role in ("cls_token", "sep_token"))
-    backend.post_processor = processors.BertProcessing(
-        (end, vocabulary[end]), (start, vocabulary[start])
-    )
+    start, end = (roles.get(role) for role in ("cls_token", "sep_token"))
+    if start is not None and end is not None:
+        backend.post_processor = processors.BertProcessing(
+            (end, vocabulary[end]), (start, vocabulary[start])
+        )
     return backend
 
 
@@ -159,6 +170,7 @@ def wordpiece_backend(
 UNKNOWN_PIECE, CONTROL_PIECE = 2, 3  # of ModelProto.SentencePiece.Type
 UNIGRAM = 1  # of TrainerSpec.ModelType
 SENTINELS = 100  # <extra_id_0> to <extra_id_99>, which T5 has behind the pieces
+MOST_SENTINELS = 1000
 
 
 def sentencepiece(folder: Path, settings: Mapping[str, Any]) -> Vocabulary:
@@ -166,7 +178,8 @@ def sentencepiece(folder: Path, settings: Mapping[str, Any]) -> Vocabulary:
 
     Ids are sentencepiece's, but for one thing that every tokenizer.json of a T5 shares: the
     `tokenizers` library looks up clusters of 6 bytes or more character by character, so that
-    half-width kana with a voicing mark, or Hangul spelt in jamo, are not composed.
+    half-width kana with a voicing mark, or Hangul spelt in jamo, are not composed. BrokenFile for
+    models that treat blanks otherwise than T5's.
     """
     file = folder / SPIECE
     model = _messages(read_limited(file), file)
@@ -176,6 +189,12 @@ def sentencepiece(folder: Path, settings: Mapping[str, Any]) -> Vocabulary:
         raise BrokenFile(
             f"{file} is a SentencePiece model of another kind than Unigram; convert it to a "
             "tokenizer.json with the tool that made it."
+        )
+    if not all(_integer(normalizer, number, 1) for number in (3, 4, 5)):
+        raise BrokenFile(
+            f"{file} does without add_dummy_prefix, remove_extra_whitespaces or "
+            "escape_whitespaces, which T5's models all have; convert it to a tokenizer.json with "
+            "the tool that made it."
         )
     pieces = [_messages(piece, file) for piece in model.get(1, []) if isinstance(piece, bytes)]
     names = [_bytes(piece, 1).decode("utf-8") for piece in pieces]
@@ -196,7 +215,12 @@ def sentencepiece(folder: Path, settings: Mapping[str, Any]) -> Vocabulary:
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
     own = [name for name, kind in zip(names, kinds, strict=True) if kind in (2, 3)]
-    count = int(settings.get("extra_ids", SENTINELS))
+    count = settings.get("extra_ids", SENTINELS)
+    if not isinstance(count, int) or not 0 <= count <= MOST_SENTINELS:
+        raise BrokenFile(
+            f"{folder / 'tokenizer_config.json'}: extra_ids must be a number up to "
+            f"{MOST_SENTINELS}, not {str(count)[:40]}."
+        )
     backend.add_special_tokens([special(name) for name in own])
     backend.add_special_tokens([special(f"<extra_id_{i}>") for i in reversed(range(count))])
     if "</s>" in names:
@@ -312,6 +336,7 @@ def bertweet(folder: Path, settings: Mapping[str, Any]) -> Vocabulary:
     )
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\S+\n?"), "removed", invert=True)
     backend.decoder = decoders.BPEDecoder(suffix=END_OF_WORD)
-    backend.add_special_tokens([special(token) for token in [*heads, known[-1]]])
+    mask = BERTWEET_ROLES["mask_token"]
+    backend.add_special_tokens([special(token) for token in [*heads, mask]])
     originals = {name: read_limited(folder / name) for name in (CODES, VOCAB_TXT)}
     return Vocabulary(_raw(backend), BERTWEET_ROLES, originals, len(known))

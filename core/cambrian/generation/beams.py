@@ -4,7 +4,7 @@ A score is the sum of log-probabilities over length**length_penalty (Wu et al. 2
 the form that transformers gave it). Rows are searched side by side and do not affect each other; a
 row whose search has ended leaves the batch.
 
-Shapes: R rows still searched, n beams, K candidates, L the largest limit.
+Shapes: R rows still searched, n beams, K candidates, L the tokens so far.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Candidates:
 class Finished:
     """The n best texts of each row that have ended."""
 
-    def __init__(self, rows: int, beams: int, length: int) -> None:
+    def __init__(self, rows: int, beams: int) -> None:
         self.scores = np.full((rows, beams), NONE)
-        self.tokens = np.zeros((rows, beams, length), np.int64)
+        self.tokens = np.zeros((rows, beams, 0), np.int64)
         self.lengths = np.zeros((rows, beams), np.int64)  # 0 where there is none
 
     def take(
@@ -79,7 +79,12 @@ class Finished:
         self.scores[rows] = np.take_along_axis(merged, order, axis=1)
         merged = np.concatenate((self.lengths[rows], np.where(real, length, 0)), axis=1)
         self.lengths[rows] = np.take_along_axis(merged, order, axis=1)
-        merged = np.concatenate((self.tokens[rows], grown(tokens, found, length)), axis=1)
+        if length > self.tokens.shape[2]:
+            more = max(16, self.tokens.shape[2])  # twice as many each time
+            self.tokens = np.pad(self.tokens, ((0, 0), (0, 0), (0, more)))
+        room = self.tokens.shape[2] - length
+        new = np.pad(grown(tokens, found), ((0, 0), (0, 0), (0, room)))
+        merged = np.concatenate((self.tokens[rows], new), axis=1)
         self.tokens[rows] = np.take_along_axis(merged, order[..., None], axis=1)
 
     def best(self) -> list[Beam]:
@@ -118,10 +123,10 @@ def beam_search(decoding: Decoding, options: GenerationConfig, ends: Set[int]) -
     beams, limits = options.num_beams, np.asarray(decoding.limits)
     kept = max(2, 1 + len(ends)) * beams  # so many that n of them go on, even if n end
     rows = np.arange(len(limits))  # still searched
-    finished = Finished(len(rows), beams, int(limits.max()))
+    finished = Finished(len(rows), beams)
     running = np.full((len(rows), beams), NONE)
     running[:, 0] = 0  # all beams are the same at first: one counts
-    tokens = np.zeros((len(rows), beams, int(limits.max())), np.int64)
+    tokens = np.zeros((len(rows), beams, 0), np.int64)
     seen, logits, width = decoding.seen(), decoding.start(), 1
     for length in range(1, int(limits.max()) + 1):
         scores = log_softmax(logits)
@@ -135,7 +140,7 @@ def beam_search(decoding: Decoding, options: GenerationConfig, ends: Set[int]) -
         going = _going(found.scores, finished.scores[rows], length, limits[rows], options)
         if not going.any():
             break
-        tokens, running = grown(tokens, found, length)[going], found.scores[going]
+        tokens, running = grown(tokens, found)[going], found.scores[going]
         parents = np.repeat(np.arange(len(rows)), beams) if width == 1 else _flat(found.beam)
         parents = parents.reshape(len(rows), beams)[going].reshape(-1)
         rows, last = rows[going], found.token[going].reshape(-1)
@@ -147,11 +152,10 @@ def beam_search(decoding: Decoding, options: GenerationConfig, ends: Set[int]) -
     return finished.best()
 
 
-def grown(tokens: Tokens, found: Candidates, length: int) -> Tokens:
-    """The texts (R, n, L) of the candidates' beams, with their tokens as the `length`-th."""
-    result = np.take_along_axis(tokens, found.beam[..., None], axis=1)
-    result[:, :, length - 1] = found.token
-    return result
+def grown(tokens: Tokens, found: Candidates) -> Tokens:
+    """The texts (R, n, L) of the candidates' beams, with their tokens behind: (R, n, L + 1)."""
+    texts = np.take_along_axis(tokens, found.beam[..., None], axis=1)
+    return np.concatenate((texts, found.token[..., None]), axis=2)
 
 
 def _flat(beam: Tokens) -> Tokens:

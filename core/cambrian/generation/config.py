@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,8 +58,10 @@ class GenerationConfig:
             raise ValueError(f"num_beams must be at least 1, not {self.num_beams}")
         if self.num_beams > 1 and self.do_sample:
             raise ValueError("a beam search draws nothing; set do_sample=false or num_beams=1")
-        if not math.isfinite(self.length_penalty):
-            raise ValueError(f"length_penalty must be a finite number, not {self.length_penalty}")
+        if not abs(self.length_penalty) <= 10:
+            raise ValueError(
+                f"length_penalty must be a number from -10 to 10, not {self.length_penalty}"
+            )
         if not self.repetition_penalty > 0:
             raise ValueError(f"repetition_penalty must be positive, not {self.repetition_penalty}")
         if not 0 <= self.seed < 2**64:
