@@ -158,6 +158,20 @@ def test_a_closed_pipe_is_quiet() -> None:
         assert (running.wait(timeout=30), errors) == (1, "")
 
 
+def test_inputs_go_by_the_line(tmp_path: Path) -> None:
+    from cambrian.cli.run import read_inputs
+
+    file = tmp_path / "in.txt"
+    file.write_bytes("a\u2028b\r\n\nc\x0cd\n".encode())
+    assert read_inputs(None, file) == ["a\u2028b", "", "c\x0cd"]
+
+
+def test_a_parameter_is_no_option_of_a_task() -> None:
+    done = cambrian("eval", "gpt2", "--option", "device=cpu")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --option device is no option of a task")
+
+
 @pytest.mark.parametrize("arguments", [["list"], ["info", "gpt2"], ["plugins"], ["env"]])
 def test_json(arguments: list[str]) -> None:
     done = cambrian(*arguments, "--json")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import cambrian
+from cambrian_t5.metrics import compare
 
 SMALL_BERT = ["num_hidden_layers=1", "hidden_size=32", "num_attention_heads=2",
               "intermediate_size=64", "max_position_embeddings=40"]  # fmt: skip
@@ -170,6 +171,27 @@ def test_text_to_text_is_measured(copier: Path, tmp_path: Path) -> None:
     for name, value in exported.items():
         assert ours[name] == value
     assert {"bleu", "chrf", "rougeL", "exact_match"} <= {*exported}
+
+
+def test_another_prefix_is_measured_with_it(copier: Path, tmp_path: Path) -> None:
+    texts, dates = ["May 9, 2001", "7/1/1950"], ["2001-05-09", "1950-01-07"]
+    rows = [f"{text}\t{date}\n" for text, date in zip(texts, dates, strict=True)]
+    (tmp_path / "p.tsv").write_text("".join(rows))
+    twice = [f"date: {text}" for text in texts]
+    found = cambrian.run(copier / "t5", twice, max_new_tokens=12)
+    assert [r["text"] for r in found] != [
+        r["text"] for r in cambrian.run(copier / "t5", texts, max_new_tokens=12)
+    ]
+    expected = compare([row["text"] for row in found], dates).metrics
+    for folder in ("t5", "onnx"):
+        scores = cambrian.evaluate(
+            copier / folder,
+            data=[str(tmp_path / "p.tsv")],
+            settings=["data.prefix=date: date: "],
+            max_new_tokens=12,
+        )
+        for name, value in expected.items():
+            assert scores.metrics[name] == value
 
 
 def test_transformers_opens_the_t5(copier: Path) -> None:

@@ -50,7 +50,7 @@ class TrainConfig:
     """The training loop.
 
     steps, batch_size: optimizer steps, and rows a device sees at once; a step takes
-        `accumulate` such batches.
+        `accumulate` such batches, each with the same weight whatever it holds.
     precision: "float32"; "bfloat16" computes in bf16 with float32 master weights; "auto" takes
         bfloat16 where the device is fast at it.
     matmul: torch's float32 matmul precision; "medium" may compute in bf16 inside.

@@ -124,8 +124,9 @@ class Entry:
 class DatasetEntry:
     """A named data set: where it comes from and what it holds.
 
-    `source` is a list of what `--data` accepts (files, folders, globs), or one
-    "python:package.module:attribute" naming a mapping of strings shipped in a Python package.
+    `kind` is "text", "labelled", "tagged" or "pairs". `source` is a list of what `--data` accepts
+    (files, folders, globs), or one "python:package.module:attribute" of an installed package: a
+    mapping of strings for text, a function that yields records (mappings) for the others.
     """
 
     name: str

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cambrian.artifact import Port, Signature
 from cambrian.data import IGNORED
+from cambrian.errors import UsageError
 from cambrian.layers import Dropout, cross_entropy
 from cambrian.model import Batch, Case, Graph, Losses, Model, Update
 from cambrian.runtime import Array
@@ -253,6 +254,12 @@ class BertForSequenceClassification(Bert):
     axes = ("batch",)
 
     def build(self, config: BertConfig) -> int:
+        if len(config.labels) < 2:
+            raise UsageError(
+                f"A classifier needs two classes or more, but id2label names "
+                f"{', '.join(config.labels)} alone; models that give a score and no class are not "
+                "supported."
+            )
         self.dropout = classifier_dropout(config)
         self.classifier = nn.Linear(config.hidden_size, len(config.labels))
         return len(config.labels)

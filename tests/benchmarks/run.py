@@ -18,6 +18,8 @@ RUNS = (
     ("bench_inference_families.py", "bert"),
     ("bench_inference_families.py", "t5"),
     ("bench_text_memory.py",),
+    ("bench_sentiment.py",),
+    ("bench_translation.py",),
 )
 
 for name, *options in RUNS:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
+from cambrian.errors import UsageError
 from cambrian.runtime.torch import TorchSession
 from cambrian_bert import register_models
 from cambrian_bert.config import BertConfig, RobertaConfig
@@ -365,6 +366,7 @@ def test_signature_says_what_the_graph_gives(name: str) -> None:
         ({"layer_norm_eps": math.nan}, "layer_norm_eps must be positive"),
         ({"pad_token_id": 97}, "pad_token_id must be one of the 97 tokens"),
         ({"id2label": {}}, "id2label must name the classes"),
+        ({"problem_type": "multi_label_classification"}, "only single_label_classification"),
         ({"id2label": {"1": "a", "2": "b"}}, "classes 0 to n - 1, not 1, 2"),
     ],
 )
@@ -375,3 +377,8 @@ def test_impossible_configs_are_refused(changes: dict[str, Any], message: str) -
         tiny("roberta", max_position_embeddings=2)
     assert tiny("bert").labels == ("low", "middle", "high")
     assert tiny("bert").label2id == {"low": 0, "middle": 1, "high": 2}
+
+
+def test_a_classifier_of_one_class_is_refused() -> None:
+    with pytest.raises(UsageError, match="two classes or more"):
+        SPECS["bert-classifier"].model.load()(BertConfig(id2label={"0": "relevance"}))

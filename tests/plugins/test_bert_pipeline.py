@@ -121,6 +121,8 @@ def test_fill_mask_says_what_is_wrong(folders: dict[str, Path]) -> None:
     fill = opened("bert", folders)
     with pytest.raises(UsageError, match=r"Text 2 has nothing to fill: write \[MASK\]"):
         fill(["a [MASK]", "the dog"])
+    [long] = fill(["[MASK]" + " the dog" * 40])  # of which not all is read, but all is written
+    assert long["masks"][0][0]["text"].endswith(" ".join(["the dog"] * 40))
     with pytest.raises(UsageError, match="a mask beyond the 40"):
         fill(["dog " * 50 + "[MASK]"])
     with pytest.raises(UsageError, match="a text, not int"):
