@@ -10,6 +10,8 @@ Nothing here imports torch: an artifact describes itself to whatever engine open
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,6 +22,9 @@ import msgspec
 from cambrian.errors import BrokenFile, NotFound
 from cambrian.files import read_json, sha256, write_json
 
+TERM = re.compile(
+    r"((?P<factor>\d{1,9}) *\* *)?(?P<name>[a-zA-Z_]\w*)|(?P<number>\d{1,18})", re.ASCII
+)
 MANIFEST = "manifest.json"
 REJECTED = "rejected.json"
 
@@ -28,12 +33,17 @@ REJECTED = "rejected.json"
 class Port:
     """One named tensor of a graph. `dtype` is numpy's name of it.
 
-    A dimension is a number, a name ("batch"), or a sum of names and numbers ("past + sequence").
+    A dimension is a number, a name ("batch"), a multiple of a name ("8*height"), or a sum of such
+    ("past + sequence"). Raises ValueError where one is none of these.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+
+    def __post_init__(self) -> None:
+        for dim in self.shape:
+            terms(dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +123,25 @@ class Artifact:
                 )
 
 
+@functools.cache
+def terms(dim: int | str) -> tuple[tuple[int, str], ...]:
+    """A dimension as what adds up to it: (factor, name), where a plain number has no name ("").
+
+    ValueError if it is not of a form that `Port` knows.
+    """
+    found: list[tuple[int, str]] = []
+    for term in str(dim).split("+"):
+        match = TERM.fullmatch(term.strip())
+        if match is None:
+            raise ValueError(f"{dim!r} is no dimension: neither number, name, multiple nor sum")
+        found.append((int(match["factor"] or match["number"] or 1), match["name"] or ""))
+    return tuple(found)
+
+
 def resolve_shape(shape: tuple[int | str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
     """Give each dimension its number; names that `sizes` lacks count 0."""
 
     def number(dim: int | str) -> int:
-        if isinstance(dim, int):
-            return dim
-        terms = (term.strip() for term in dim.split("+"))
-        return sum(int(term) if term.isdigit() else sizes.get(term, 0) for term in terms)
+        return sum(factor * (sizes.get(name, 0) if name else 1) for factor, name in terms(dim))
 
-    return tuple(number(dim) for dim in shape)
+    return tuple(dim if isinstance(dim, int) else number(dim) for dim in shape)

@@ -2,8 +2,9 @@
 
     config.json   model.safetensors   processor files   generation_config.json   README.md
 
-A folder made elsewhere opens as well as our own: the architecture is told by our own mark in
-config.json or, without it, by the `architectures` and `model_type` that the specs declare.
+The weights go by another name where the spec says so. A folder made elsewhere opens as well as our
+own: the architecture is told by our own mark in config.json or, without it, by the class and the
+`model_type` that the specs declare.
 """
 
 from __future__ import annotations
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
     from cambrian.model import Model
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
+ARCHITECTURES = "architectures"  # transformers' key of a model's class, which holds a list
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Checkpoint:
 
     def tensors(self, spec: ModelSpec, config: Any) -> dict[str, Tensor]:
         """The weights under the names of `spec`'s module, which may be another than the own."""
-        tensors = read_tensors(self.path)
+        tensors = read_tensors(self.path, self.spec.weights_file)
         return tensors if spec.weights is None else spec.weights.load().load(tensors, config)
 
     def processor(self) -> Processor:
@@ -85,9 +85,14 @@ class Checkpoint:
         return read_json(file) if file.is_file() else {}
 
     def weights_sha256(self) -> str:
-        """The sha256 of model.safetensors, or of the shards' index."""
-        file = self.path / WEIGHTS
-        return sha256(file if file.is_file() else self.path / INDEX)
+        """The sha256 of the weights' file, or of the shards' index."""
+        file = self.path / self.spec.weights_file
+        return sha256(file if file.is_file() else index_of(file))
+
+
+def index_of(file: Path) -> Path:
+    """Where the index of weights lies that `file` would hold, were they not in shards."""
+    return file.with_name(f"{file.name}.index.json")
 
 
 def recognise(description: Mapping[str, Any], specs: Iterable[ModelSpec], file: Path) -> ModelSpec:
@@ -103,17 +108,19 @@ def recognise(description: Mapping[str, Any], specs: Iterable[ModelSpec], file: 
             f"{file} needs the architecture '{name}', which no plugin provides."
             f"{nearest(name, [spec.name for spec in specs])} See `cambrian plugins`."
         )
-    named = description.get("architectures")
-    classes: list[Any] = named if isinstance(named, list) else []
-    kind = description.get("model_type")
     for spec in specs:
+        named = description.get(spec.class_key)
+        classes: list[Any] = named if isinstance(named, list) else [named]
         if spec.model_class is not None and spec.model_class in classes:
             return spec
+    kind = description.get("model_type")
     for spec in specs:
         if spec.model_type is not None and spec.model_type == kind:
             return spec
+    keys = ("model_type", *sorted({spec.class_key for spec in specs}))
+    key = next((key for key in keys if key in description), "model_type")
     raise NotFound(
-        f"{file} has model_type {kind!r}, which no plugin provides. See `cambrian list`."
+        f"{file} has {key} {description.get(key)!r}, which no plugin provides. See `cambrian list`."
     )
 
 
@@ -130,12 +137,15 @@ def read_config(description: Mapping[str, Any], spec: ModelSpec, file: Path) -> 
 def describe(spec: ModelSpec, config: Any, version: str) -> dict[str, Any]:
     """What config.json says of a model."""
     head: dict[str, Any] = {}
+    listed_class = spec.class_key == ARCHITECTURES
     if spec.model_class is not None:
-        head["architectures"] = [spec.model_class]
+        head[spec.class_key] = [spec.model_class] if listed_class else spec.model_class
     if spec.model_type is not None:
         head["model_type"] = spec.model_type
+    if listed_class:
+        head["dtype"] = "float32"  # transformers' too; diffusers does not open what has it
     mark = {"architecture": spec.name, "version": version}
-    return {**head, "dtype": "float32", **msgspec.to_builtins(config), "cambrian": mark}
+    return {**head, **msgspec.to_builtins(config), "cambrian": mark}
 
 
 def save_description(
@@ -148,7 +158,7 @@ def save_description(
 
 
 def save_weights(folder: Path, spec: ModelSpec, config: Any, model: Model) -> None:
-    """Write model.safetensors under the reference's names; equal weights give equal bytes."""
+    """Write the weights under the reference's names; equal weights give equal bytes."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -156,13 +166,12 @@ def save_weights(folder: Path, spec: ModelSpec, config: Any, model: Model) -> No
     if spec.weights is not None:
         tensors = spec.weights.load().save(tensors, config)
     tensors = drop_aliases(tensors)
+    target = folder / spec.weights_file
     try:
-        write_with(
-            folder / WEIGHTS, lambda file: save_file(tensors, file, metadata={"format": "pt"})
-        )
+        write_with(target, lambda file: save_file(tensors, file, metadata={"format": "pt"}))
     except (OSError, SafetensorError) as error:  # the latter for a full disk, too
         raise CambrianError(
-            f"Cannot write {folder / WEIGHTS} ({error}); what was there is intact."
+            f"Cannot write {target} ({error}); what was there is intact."
         ) from error
 
 
@@ -179,13 +188,13 @@ def drop_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Read model.safetensors, or the shards that its index names."""
+def read_tensors(folder: Path, weights_file: str) -> dict[str, Tensor]:
+    """Read the weights' file, or the shards that its index names."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    files = shards(folder)
+    files = shards(folder, weights_file)
     tensors: dict[str, Tensor] = {}
     for file, names in files.items():
         try:
@@ -193,18 +202,19 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise BrokenFile(f"{file} is not a readable safetensors file ({error}).") from error
         if names is not None and (lost := names - held.keys()):
-            raise BrokenFile(f"{file} lacks '{min(lost)}', which {INDEX} says it holds.")
+            raise BrokenFile(f"{file} lacks '{min(lost)}', which its index says it holds.")
         tensors |= held
     return {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in tensors.items()}
 
 
-def shards(folder: Path) -> dict[Path, set[str] | None]:
+def shards(folder: Path, weights_file: str) -> dict[Path, set[str] | None]:
     """The files that hold the weights, each with the tensors it must hold (None: any)."""
-    if (folder / WEIGHTS).is_file():
-        return {folder / WEIGHTS: None}
-    index = folder / INDEX
+    whole = folder / weights_file
+    if whole.is_file():
+        return {whole: None}
+    index = index_of(whole)
     if not index.is_file():
-        raise NotFound(f"{folder} holds no weights: neither {WEIGHTS} nor {INDEX}.")
+        raise NotFound(f"{folder} holds no weights: neither {whole.name} nor {index.name}.")
     table = read_json(index, limit=64 << 20).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise BrokenFile(f"{index} has no weight_map.")

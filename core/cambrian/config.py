@@ -58,6 +58,7 @@ class TrainConfig:
         the model; 0 for none.
     evaluate_every, checkpoint_every, log_every: in steps; evaluation reads at most
         `evaluate_batches` batches, 0 for all.
+    score: also measure the task's own figures (accuracy, BLEU, distances) at each evaluation.
     patience: stop after so many evaluations without a better loss; 0 to never stop early.
     deterministic: same seed, same device, same threads: same bytes.
     """
@@ -76,6 +77,7 @@ class TrainConfig:
     evaluate_batches: int = 0
     checkpoint_every: int = 250
     log_every: int = 10
+    score: bool = False
     patience: int = 0
     deterministic: bool = True
     tensorboard: bool = False

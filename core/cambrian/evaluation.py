@@ -46,7 +46,8 @@ def evaluate(
     config, recipe = measured_on(opened.config, spec.recipe, data, settings)
     prepared = spec.data.load()(config, recipe, processor=opened.processor, evaluate_only=True)
     pipeline = make_pipeline(spec, prepared.config, folder, opened.processor, opened.session)
-    scores = pipeline.score(prepared.examples, **options) if prepared.examples else None
+    scoring = {**prepared.scoring, **options}
+    scores = pipeline.score(prepared.examples, **scoring) if prepared.examples else None
     if scores is None:
         raise UsageError(
             f"An exported {spec.name} model has no figures of its own; measure the checkpoint."
@@ -74,23 +75,29 @@ def evaluate_checkpoint(
     config, recipe = measured_on(config, recipe, data, settings)
     processor = checkpoint.processor()
     prepared = spec.data.load()(config, recipe, processor=processor, evaluate_only=True)
-    if (validation := prepared.validation) is None:
+    validation, examples = prepared.validation, prepared.examples
+    if validation is None and not examples:
         raise UsageError("There is no held-out data to evaluate on; name some with --data.")
-    model = checkpoint.model()
+    model = replace(checkpoint, config=prepared.config).model()
     session = TorchSession(model, device)
-    batches = (to_device(validation.batch(i), session.device) for i in range(len(validation)))
-    metrics = mean_metrics(model, batches)
-    model.eval()
+    metrics: dict[str, float] = {}
+    if validation is not None:
+        batches = (to_device(validation.batch(i), session.device) for i in range(len(validation)))
+        metrics = mean_metrics(model, batches)
+        model.eval()
     scores = None
-    if prepared.examples:
+    if examples:
         pipeline = make_pipeline(spec, prepared.config, checkpoint.path, processor, session)
-        scores = pipeline.score(prepared.examples, **options)
+        scores = pipeline.score(examples, **{**prepared.scoring, **options})
     elif options:
         raise UsageError(f"Evaluating {spec.name} takes no options; it gives the loss alone.")
-    return (
-        Scores(metrics)
-        if scores is None
-        else replace(scores, metrics={**metrics, **scores.metrics})
+    if scores is None and not metrics:
+        raise UsageError(
+            f"{spec.name} has no loss that says how good it is; name a classifier whose features "
+            "are compared: --option extractor=FOLDER (cambrian train cnn makes one)."
+        )
+    return Scores(metrics) if scores is None else replace(
+        scores, metrics={**metrics, **scores.metrics}
     )
 
 

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 
 
 class Pipeline(ABC):
-    """One task on any engine. `options` is a frozen dataclass of what a call may vary."""
+    """One task on any engine. `options` is a frozen dataclass of what a call may vary.
+
+    inputless: a call without inputs makes something, as many as its options say.
+    """
 
     options: ClassVar[type[Any]]
+    inputless: ClassVar[bool] = False
 
     def __init__(
         self, session: Session, processor: Processor, config: Any, defaults: Any | None = None
@@ -58,6 +62,11 @@ class Pipeline(ABC):
 
     def score(self, examples: Sequence[tuple[Any, Any]], **options: Any) -> Scores | None:
         """Figures over held-out (input, expected) pairs; None where the task has none."""
+        return None
+
+    def preview(self) -> bytes | None:
+        """A picture, as PNG, of what the model can do by now; None where there is none to see.
+        Training keeps one beside each evaluation."""
         return None
 
     @abstractmethod

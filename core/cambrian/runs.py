@@ -1,7 +1,9 @@
 """A run: from a name and settings to a trained checkpoint, and on from where one stopped.
 
 OUT/         the checkpoint: the best by held-out loss, or the last without held-out data
-OUT/train/   run.json, recipe.toml, data.json, metrics.jsonl, loss.svg, step-NNNNNNNN/
+             and, of a model that makes pictures, preview.png, a contact sheet
+OUT/train/   run.json, recipe.toml, data.json, metrics.jsonl, loss.svg, step-NNNNNNNN/,
+             previews/step-NNNNNNNN.png
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,6 @@ import cambrian
 from cambrian.card import checkpoint_card
 from cambrian.checkpoint import (
     GENERATION,
-    WEIGHTS,
     Checkpoint,
     keep_fitting,
     save_description,
@@ -35,13 +36,16 @@ from cambrian.registry import Registry, load_registry
 from cambrian.specs import ModelSpec
 
 if TYPE_CHECKING:
-    from cambrian.data import Processor
+    from cambrian.data import Prepared, Processor
+    from cambrian.model import Model
     from cambrian.training import Job, Outcome
 
 TRAIN = "train"
 RUN = "run.json"
 RECIPE = "recipe.toml"
 DATA = "data.json"
+PREVIEWS = "previews"
+PREVIEW = "preview.png"
 CONTENT = "content_sha256"  # of a data summary
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -98,7 +102,7 @@ def train(
         raise UsageError(f"{out} cannot be trained into itself; give another folder.")
     require_run(out)
     job = prepare(registry, start, out, report, stop)
-    remove_run(out)
+    remove_run(out, registry.models.values())
     recipe = tomli_w.dumps(as_changes(start.config, start.recipe))
     write_bytes(out / TRAIN / RECIPE, recipe.encode())
     record = {"target": start.target, "trainer": trainer, "base": start.base}
@@ -219,7 +223,7 @@ def named_for_good(registry: Registry, target: str) -> str:
 
 def require_family(base: Checkpoint, spec: ModelSpec) -> None:
     """UsageError for a base of another family, whose weights would mean something else."""
-    if base.spec.model_type != spec.model_type:
+    if (base.spec.model_type or base.spec.name) != (spec.model_type or spec.name):
         raise UsageError(
             f"{base.path} is a {base.spec.name} model, which {spec.name} cannot begin with; begin "
             "with a model of the same family."
@@ -270,11 +274,33 @@ def prepare(
         recipe=recipe,
         folder=out / TRAIN,
         publish=lambda model: save_weights(out, spec, config, model),
+        observe=observer(spec, prepared, recipe, out),
         report=report,
         stop=stop,
     )
     trainer.check(job)
     return job
+
+
+def observer(
+    spec: ModelSpec, prepared: Prepared, recipe: Recipe, out: Path
+) -> Callable[[Model, int], Mapping[str, float]]:
+    """What keeps a picture of the model as it is trained, where its pipeline draws one, and
+    measures it where train.score asks for that."""
+    from cambrian.runtime.torch import TorchSession
+
+    def observe(model: Model, step: int) -> Mapping[str, float]:
+        session = TorchSession(model, str(next(model.parameters()).device))
+        pipeline = spec.pipeline.load()(session, prepared.processor, prepared.config)
+        if (picture := pipeline.preview()) is not None:
+            write_bytes(out / TRAIN / PREVIEWS / f"step-{step:08d}.png", picture)
+            write_bytes(out / PREVIEW, picture)
+        if not (recipe.train.score and prepared.examples):
+            return {}
+        scores = pipeline.score(prepared.examples, **prepared.scoring)
+        return scores.metrics if scores is not None else {}
+
+    return observe
 
 
 def fit(registry: Registry, start: Start, out: Path, job: Job) -> Trained:
@@ -289,10 +315,13 @@ def fit(registry: Registry, start: Start, out: Path, job: Job) -> Trained:
     return conclude(registry, start, out, job.data.summary, trainer.fit(job))
 
 
-def remove_run(out: Path) -> None:
-    """Remove what an earlier run left: its record first, then its weights and its state."""
+def remove_run(out: Path, specs: Iterable[ModelSpec]) -> None:
+    """Remove what an earlier run left: its record first, then its weights, which may have been of
+    another architecture and so of another name, and its state."""
     (out / TRAIN / RUN).unlink(missing_ok=True)
-    (out / WEIGHTS).unlink(missing_ok=True)
+    (out / PREVIEW).unlink(missing_ok=True)
+    for name in {spec.weights_file for spec in specs}:
+        (out / name).unlink(missing_ok=True)
     if (out / TRAIN).exists():
         shutil.rmtree(out / TRAIN)
 
@@ -347,7 +376,7 @@ def conclude(
     command = f"cambrian train {start.target}{base} --config train/recipe.toml -o FOLDER"
     card = checkpoint_card(start.spec, out.resolve().name, data, outcome.metrics, command)
     write_bytes(out / "README.md", card.encode())
-    published = (out / WEIGHTS).is_file()
+    published = (out / start.spec.weights_file).is_file()
     return Trained(
         folder=out,
         checkpoint=Checkpoint.open(out, registry.models.values()) if published else None,

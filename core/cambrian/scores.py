@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,11 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures by name and, of a classifier, its confusion matrix."""
+    """Figures by name, of a classifier its confusion matrix, and on what the figures rest."""
 
     metrics: Mapping[str, float]
     confusion: Confusion | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def classification(

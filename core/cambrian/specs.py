@@ -53,7 +53,9 @@ class ModelSpec:
     what the contract tests use. `recipe` trains from scratch, `fine_tuning` (if given) from
     weights that exist.
     `model_type` and `model_class` are what the reference writes in config.json as `model_type`
-    and `architectures`; they let a folder from elsewhere be recognised.
+    and `class_key`; they let a folder from elsewhere be recognised. The key "architectures" holds
+    a list of classes, as transformers has it, any other one class ("_class_name" of diffusers).
+    `weights_file` is what the reference calls its weights; shards have an index, named after it.
     """
 
     name: str
@@ -70,6 +72,8 @@ class ModelSpec:
     weights: Ref[Weights] | None = None
     model_type: str | None = None
     model_class: str | None = None
+    class_key: str = "architectures"
+    weights_file: str = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)

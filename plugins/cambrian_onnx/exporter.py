@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import cambrian
-from cambrian.artifact import GraphFile, Port, Signature, resolve_shape
+from cambrian.artifact import GraphFile, Port, Signature, resolve_shape, terms
 from cambrian.errors import CambrianError
 from cambrian.exporting import Exporter
 from cambrian.model import Graph, Model
@@ -162,12 +162,7 @@ def save(model: ir.Model, file: Path) -> None:
 def example(signature: Signature) -> tuple[Tensor, ...]:
     """Inputs to trace with: every named dimension has a size of its own, at least 2."""
     names = dict.fromkeys(
-        term.strip()
-        for port in signature.inputs
-        for dim in port.shape
-        if isinstance(dim, str)
-        for term in dim.split("+")
-        if not term.strip().isdigit()
+        name for port in signature.inputs for dim in port.shape for _, name in terms(dim) if name
     )
     sizes = dict(zip(names, SIZES, strict=False))
     generator = torch.Generator().manual_seed(0)

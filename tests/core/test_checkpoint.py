@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,13 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cambrian.checkpoint import WEIGHTS, Checkpoint, describe, recognise, save_weights, shards
+from cambrian.checkpoint import Checkpoint, describe, recognise, save_weights, shards
 from cambrian.errors import BrokenFile, NotFound
 from cambrian.files import sha256, write_json
 from cambrian.registry import load_registry
+from cambrian.runs import remove_run
+from cambrian.specs import ModelSpec
 from cambrian_gpt.config import GPTConfig
 from cambrian_gpt.model import GPT
 
+WEIGHTS = "model.safetensors"
 SMALL = GPTConfig(vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2)
 
 
@@ -170,7 +174,7 @@ def test_an_index_cannot_leave_its_folder(folder: Path, name: object) -> None:
         folder / "model.safetensors.index.json", {"weight_map": {**table, "transformer.x": name}}
     )
     with pytest.raises(BrokenFile, match="only plain file names"):
-        shards(folder)
+        shards(folder, WEIGHTS)
 
 
 def test_an_index_that_promises_too_much(folder: Path) -> None:
@@ -182,3 +186,60 @@ def test_an_index_that_promises_too_much(folder: Path) -> None:
     (folder / first).unlink()
     with pytest.raises(BrokenFile, match="which is missing"):
         opened(folder).model()
+
+
+def foreign() -> ModelSpec:
+    """GPT, were its reference one of diffusers' models."""
+    return dataclasses.replace(
+        load_registry().models["gpt"],
+        model_type=None,
+        model_class="AutoencoderGPT",
+        class_key="_class_name",
+        weights_file="diffusion_pytorch_model.safetensors",
+    )
+
+
+def test_weights_go_by_the_name_that_the_spec_gives(folder: Path, tmp_path: Path) -> None:
+    spec, whole = foreign(), opened(folder).model()
+    other = tmp_path / "other"
+    write_json(other / "config.json", describe(spec, SMALL, "0.1.0"))
+    save_weights(other, spec, SMALL, whole)
+    file = other / spec.weights_file
+    assert {path.name for path in other.iterdir()} == {"config.json", spec.weights_file}
+    checkpoint = Checkpoint.open(other, [spec])
+    assert checkpoint.weights_sha256() == sha256(file) == sha256(folder / WEIGHTS)
+    file.rename(other / "part.safetensors")
+    index = other / "diffusion_pytorch_model.safetensors.index.json"
+    names = dict.fromkeys(load_file(other / "part.safetensors"), "part.safetensors")
+    write_json(index, {"weight_map": names})
+    assert checkpoint.weights_sha256() == sha256(index)
+    for name, tensor in checkpoint.model().state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[name])
+    index.rename(other / "model.safetensors.index.json")
+    with pytest.raises(NotFound, match=f"neither {spec.weights_file} nor {index.name}"):
+        checkpoint.model()
+
+
+def test_a_class_under_another_key_is_written_and_recognised(folder: Path) -> None:
+    specs = [*load_registry().models.values(), foreign()]
+    description = describe(foreign(), SMALL, "0.1.0")
+    assert description["_class_name"] == "AutoencoderGPT"
+    assert not description.keys() & {"architectures", "model_type", "dtype"}
+    file = folder / "config.json"
+    assert recognise({"_class_name": "AutoencoderGPT"}, specs, file) is specs[-1]
+    assert recognise({"_class_name": ["X", "AutoencoderGPT"]}, specs, file) is specs[-1]
+    assert recognise({"architectures": ["GPT2LMHeadModel"]}, specs, file).name == "gpt"
+    for strange in ("AutoencoderGPT2", "Autoencoder", {"AutoencoderGPT": 1}, None):
+        with pytest.raises(NotFound, match=r"has _class_name .* which no plugin provides"):
+            recognise({"_class_name": strange}, specs, file)
+    with pytest.raises(NotFound, match="has model_type None"):
+        recognise({"class_name": "AutoencoderGPT"}, specs, file)
+
+
+def test_a_replaced_run_leaves_no_weights_of_another_name(tmp_path: Path) -> None:
+    specs = [*load_registry().models.values(), foreign()]
+    kept = tmp_path / "notes.safetensors"
+    for file in (kept, *(tmp_path / spec.weights_file for spec in specs)):
+        file.touch()
+    remove_run(tmp_path, specs)
+    assert list(tmp_path.iterdir()) == [kept]

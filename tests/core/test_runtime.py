@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 import toy
 import toy_model
-from cambrian.artifact import resolve_shape
-from cambrian.errors import CambrianError, UsageError
+from cambrian.artifact import Artifact, Port, Signature, resolve_shape, terms
+from cambrian.errors import BrokenFile, CambrianError, UsageError
 from cambrian.runtime import Session
+from cambrian.runtime.binding import bind
 from cambrian.runtime.torch import TorchSession
 from cambrian_onnx.runtime import OnnxRuntime
 
@@ -172,3 +176,61 @@ def test_torch_gives_bfloat16_as_float32() -> None:
 def test_unfixed_dimensions_are_empty() -> None:
     shape = ("batch", 4, "past", "past + 2")
     assert resolve_shape(shape, {"batch": 3}) == (3, 4, 0, 2)
+
+
+def test_dimensions_are_sums_of_multiples() -> None:
+    assert terms(8) == ((8, ""),)
+    assert terms("8*height + past+ 2") == ((8, "height"), (1, "past"), (2, ""))
+    sizes = {"height": 3, "past": 5}
+    assert resolve_shape((7, "8*height", "2 * past + height + 4"), sizes) == (7, 24, 17)
+    for strange in ("height*8", "-1", -1, "", "2*3", "a-b", "a+", "8*", "\u00b2", "9" * 19):
+        with pytest.raises(ValueError, match="is no dimension"):
+            Port("x", "float32", ("batch", strange))
+
+
+PICTURES = Signature(
+    inputs=(
+        Port("pixels", "float32", ("batch", "8*height", "8*width")),
+        Port("latents", "float32", ("batch", "height", "2*width + 1")),
+    ),
+    outputs=(),
+    state={"next": "latents"},
+)
+
+
+def bound(pixels: tuple[int, ...], latents: tuple[int, ...] | None = None):
+    shapes = {"pixels": pixels} | ({"latents": latents} if latents else {})
+    inputs = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    return bind("encoder", PICTURES, inputs, {})
+
+
+def test_a_multiple_fixes_the_name_in_it() -> None:
+    assert bound((2, 24, 16)) == {"latents": (2, 3, 5)}
+    assert bound((2, 0, 8)) == {"latents": (2, 0, 3)}
+    assert bound((2, 24, 16), (2, 3, 5)) == {}
+
+
+@pytest.mark.parametrize(
+    ("pixels", "latents", "message"),
+    [
+        (
+            (2, 24, 13),
+            None,
+            r"encoder: input 'pixels' must have shape \(batch, 8\*height, 8\*width\), "
+            "but 13 is no multiple of 8.",
+        ),
+        ((2, 24, 16), (2, 4, 5), "'height' is 3 in 'pixels' but 4 in 'latents'"),
+        ((2, 24, 16), (2, 3, 4), r"'latents' must have shape \(2, 3, 5\) \(batch, height, 2\*w"),
+    ],
+)
+def test_multiples_that_do_not_come_out_are_named(pixels, latents, message: str) -> None:
+    with pytest.raises(CambrianError, match=message):
+        bound(pixels, latents)
+
+
+def test_a_manifest_of_strange_dimensions_is_broken(tmp_path: Path) -> None:
+    toy_model.export(tmp_path / "toy")
+    file = tmp_path / "toy" / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text())).replace("past + seq", "past ** seq"))
+    with pytest.raises(BrokenFile, match=r"malformed \('past \*\* sequence' is no dimension"):
+        Artifact.open(tmp_path / "toy")

@@ -72,10 +72,12 @@ def evaluate(
     scores = api.evaluate(name, data=data or (), settings=settings or (), device=device, **given)
     if as_json:
         confusion = {} if scores.confusion is None else {"confusion": asdict(scores.confusion)}
-        print(json.dumps({**scores.metrics, **confusion}))
+        print(json.dumps({**scores.metrics, **confusion, **scores.facts}))
     else:
         for key, value in scores.metrics.items():
-            print(f"{key:<20}{value:.4f}")
+            print(f"{key:<24}{value:.4f}")
+        for key, value in scores.facts.items():
+            print(f"{key:<24}{value}")
         if scores.confusion is not None:
             print()
             text.table(*table(scores.confusion))

@@ -34,6 +34,9 @@ def run(
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="An option of the task."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same as --set seed=N.")] = None,
+    count: Annotated[
+        int | None, typer.Option(help="The same as --set count=N: how many to make.")
+    ] = None,
     provider: Annotated[
         str, typer.Option("--provider", "--device", help="auto, cpu, cuda; strict if named.")
     ] = "auto",
@@ -51,14 +54,17 @@ def run(
       cambrian run runs/bard-onnx "JULIET:" --set do_sample=true --set temperature=0.8 --seed 7
       cat prompts.txt | cambrian run runs/bard-onnx --json
       cambrian run runs/embedder-onnx -i sentences.txt -o embeddings.npy
+      cambrian run runs/digits-onnx --count 64 --seed 7 -o grid.png
     """
     from cambrian import api
 
     options: dict[str, Any] = dict(parse_assignment(text) for text in settings or ())
-    if seed is not None:
-        options["seed"] = seed
-    items = read_inputs(inputs, file)
+    named = {"seed": seed, "count": count}
+    options |= {name: value for name, value in named.items() if value is not None}
+    items = read_inputs(inputs, file) if inputs or file is not None else []
     pipeline = api.load(name, device=provider, runtime=runtime)
+    if not items and not pipeline.inputless:
+        items = read_inputs(inputs, file)
     say(f"runs on {pipeline.session.provider}")
     if len(items) == 1 and not as_json and out is None:
         for piece in pipeline.stream(items[0], **options):

@@ -50,7 +50,7 @@ class Prepared:
     "content_sha256" must change with the data, for a run goes on only with what it began with.
     Throughput is counted in `unit`s, of which a row of a batch holds `units_per_row`.
     `examples` are the held-out (input, expected) pairs as a person would give them, where there
-    are any: what `Pipeline.score` is asked about.
+    are any: what `Pipeline.score` is asked about, with the options `scoring`.
     """
 
     processor: Processor
@@ -61,6 +61,7 @@ class Prepared:
     units_per_row: int = 1
     summary: Mapping[str, Any] = field(default_factory=dict[str, Any])
     examples: Sequence[tuple[Any, Any]] = ()
+    scoring: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 Prepare = Callable[..., Prepared]

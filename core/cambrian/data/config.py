@@ -121,3 +121,32 @@ class PairData(ExampleData):
     source: tuple[str, ...] = ("python-dates",)
     source_key: str = "source"
     target_key: str = "target"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """Pictures, with labels or without; all of them are held in memory, a byte a value.
+
+    source, validation: IDX files (as MNIST comes, plain or .gz), picture files, folders of them
+        (a folder a class), .npz, .npy, .parquet with image bytes, or one named data set. Without
+        `validation` a `validation_fraction` is split off by content, so that equal pictures are
+        on one side.
+    crop: "center" cuts the largest square out of a picture's middle before it is resized to what
+        the model sees; "none" squeezes the whole picture.
+    flip: mirror half of the training pictures. shift: move each by up to so many pixels, either
+        way, filling up with its edge.
+    binarize: "threshold" makes a value 1 if it is above a half of the range, "sample" makes it 1
+        with its own probability, drawn anew each time (Salakhutdinov and Murray 2008); for models
+        of black and white.
+    extractor: a classifier's folder (see `cambrian list cnn`), over whose features generated
+        pictures are compared with held-out ones; "" for none.
+    """
+
+    source: tuple[str, ...] = ("printed-digits",)
+    validation: tuple[str, ...] = ()
+    validation_fraction: float = 0.1
+    crop: Literal["center", "none"] = "center"
+    flip: bool = False
+    shift: int = 0
+    binarize: Literal["no", "threshold", "sample"] = "no"
+    extractor: str = ""

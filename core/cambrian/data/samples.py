@@ -12,6 +12,7 @@ import io
 import keyword
 import tokenize
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 TOPICS = 40  # paragraphs that a topic of the language reference must have to be a class
@@ -77,3 +78,49 @@ def _english(day: datetime.date, form: str) -> str:
     for code, text in names.items():
         form = form.replace(code, text)
     return form
+
+
+# Fonts of matplotlib, which are there wherever this package is, with figures of one style each.
+FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono",
+         "DejaVuSansMono-Bold", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic",
+         "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta",
+         "cmr10", "cmb10", "cmss10", "cmtt10", "cmti10")  # fmt: skip
+SIDE = 28
+
+
+def printed_digits(each: int = 40) -> Iterator[tuple[Any, str]]:
+    """Digits in 17 fonts, `each` of every digit and font, as grey pictures of 28 by 28 with their
+    label: turned by up to 12 degrees, of varying size and place, white on black."""
+    import matplotlib
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    generator = np.random.Generator(np.random.Philox(0))
+    for font in FONTS:
+        for digit in "0123456789":
+            drawing = ImageFont.truetype(folder / f"{font}.ttf", 4 * 24)
+            large = Image.new("L", (4 * SIDE, 4 * SIDE))
+            middle = (2 * SIDE, 2 * SIDE)
+            ImageDraw.Draw(large).text(middle, digit, fill=255, font=drawing, anchor="mm")
+            for _ in range(each):
+                angle, size = generator.uniform(-12, 12), generator.uniform(0.75, 1.05)
+                move = generator.uniform(-2, 2, 2)
+                yield _turned(large, angle, size, move), digit
+
+
+def few_printed_digits() -> Iterator[tuple[Any, str]]:
+    """Two of every digit and font."""
+    return printed_digits(2)
+
+
+def _turned(large: Any, angle: float, size: float, move: Any) -> Any:
+    """A picture of four times the side, turned, scaled and moved (in pixels of the small one)."""
+    from PIL import Image
+
+    side = round(large.width * size)
+    turned = large.rotate(angle, Image.Resampling.BICUBIC, translate=tuple(4 * move))
+    scaled = turned.resize((side, side), Image.Resampling.LANCZOS)
+    placed = Image.new("L", large.size)
+    placed.paste(scaled, ((large.width - side) // 2, (large.height - side) // 2))
+    return placed.resize((SIDE, SIDE), Image.Resampling.BOX)

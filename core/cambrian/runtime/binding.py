@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from cambrian.artifact import Port, Signature, resolve_shape
+from cambrian.artifact import Port, Signature, resolve_shape, terms
 from cambrian.errors import CambrianError, nearest
 from cambrian.runtime import Array
 
@@ -27,8 +27,9 @@ def bind(
 ) -> dict[str, tuple[int, ...]]:
     """Check a call of `graph` and return the shapes of the state that starts empty.
 
-    `held` gives the shapes of the state that the call goes on with. A named dimension has one
-    size throughout, the same in every input; one that nothing fixes is 0. Then every sum
+    `held` gives the shapes of the state that the call goes on with. A name has one size
+    throughout, the same in every input: what stands in its place, or, where a multiple of it is
+    wanted ("8*height"), that part of it. One that nothing fixes is 0. Then every sum
     ("past + sequence") must come out. CambrianError says what is unknown, missing or wrong.
     """
     ports = {port.name: port for port in signature.inputs}
@@ -67,16 +68,28 @@ def _sizes(graph: str, given: Sequence[tuple[Port, tuple[int, ...]]]) -> dict[st
                 f"{graph}: input '{port.name}' must have {len(port.shape)} dimensions "
                 f"({_text(port)}), not {len(shape)}."
             )
-        for dim, size in zip(port.shape, shape, strict=True):
-            if not isinstance(dim, str) or "+" in dim:
-                continue
-            if sizes.setdefault(dim, size) != size:
+        for dim, length in zip(port.shape, shape, strict=True):
+            name, size = _solved(graph, port, dim, length)
+            if name and sizes.setdefault(name, size) != size:
                 raise CambrianError(
-                    f"{graph}: '{dim}' is {sizes[dim]} in '{source[dim]}' but {size} in "
+                    f"{graph}: '{name}' is {sizes[name]} in '{source[name]}' but {size} in "
                     f"'{port.name}'."
                 )
-            source.setdefault(dim, port.name)
+            source.setdefault(name, port.name)
     return sizes
+
+
+def _solved(graph: str, port: Port, dim: int | str, length: int) -> tuple[str, int]:
+    """The name that a dimension of this length fixes, and its size; no name ("") if none."""
+    (factor, name), *others = terms(dim)
+    if others or not name or not factor:
+        return "", length
+    if length % factor:
+        raise CambrianError(
+            f"{graph}: input '{port.name}' must have shape ({_text(port)}), but {length} is no "
+            f"multiple of {factor}."
+        )
+    return name, length // factor
 
 
 def _check_shapes(

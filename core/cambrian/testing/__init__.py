@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cambrian.model import Batch, Model
     from cambrian.runs import Trained
 
-PLAIN = {".json", ".jsonl", ".safetensors", ".toml", ".txt", ".md", ".svg", ".model", ".codes"}
+PLAIN = {".png", ".json", ".jsonl", ".safetensors", ".toml", ".txt", ".md", ".svg", ".model", ".codes"}
 
 
 def example(spec: ModelSpec) -> tuple[Any, Recipe]:
@@ -99,7 +99,8 @@ def check_updates_move_their_own_parameters(spec: ModelSpec, folder: Path) -> No
 
 
 def check_one_batch_is_learnt(spec: ModelSpec, folder: Path) -> None:
-    """A hundred steps on one and the same batch lower the first update's loss on it by a third."""
+    """A hundred steps of the first update alone, on one and the same batch, lower its loss there by
+    a third. (Of two updates that play against each other, neither must win.)"""
     import torch
 
     from cambrian.training.optimizers import Player
@@ -108,13 +109,11 @@ def check_one_batch_is_learnt(spec: ModelSpec, folder: Path) -> None:
     data, recipe = prepared(spec)
     model = built(spec, data.config).train()
     worker, batch = Worker(model, torch.float32, compiled=False), first_batch(data)
-    players = [Player(update, recipe.optimizer) for update in model.updates()]
+    player = Player(model.updates()[0], recipe.optimizer)
     losses: list[float] = []
     for step in range(100):
-        for index, player in enumerate(players):
-            found = worker.gradients(index, [batch], player.parameters)
-            player.step(step, 100, recipe.train.clip)
-            losses += [float(found["loss"])] if index == 0 else []
+        losses += [float(worker.gradients(0, [batch], player.parameters)["loss"])]
+        player.step(step, 100, recipe.train.clip)
     assert losses[-1] < 0.67 * losses[0], f"the loss went from {losses[0]:.4f} to {losses[-1]:.4f}"
 
 

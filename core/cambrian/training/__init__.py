@@ -20,6 +20,8 @@ class Job:
     folder: where the trainer keeps its state, its metrics and its curve; `fit` goes on from
         whatever state it finds there.
     publish: write the model, as it is now, as the run's result.
+    observe: look at the model, in eval mode, behind each evaluation: told the step, it returns
+        figures to log.
     report: told of progress: a mapping with "step", "steps" and metrics.
     stop: asked after each step; True means save and return.
     """
@@ -29,6 +31,7 @@ class Job:
     recipe: Recipe
     folder: Path
     publish: Callable[[Model], None]
+    observe: Callable[[Model, int], Mapping[str, float]] = lambda model, step: {}
     report: Callable[[Mapping[str, Any]], None] = lambda event: None
     stop: Callable[[], bool] = lambda: False
 

@@ -78,9 +78,8 @@ class Run:
         self.dtype = choose_precision(self.train.precision, self.device)
         self.model.to(self.device).train()
         self.players = [Player(u, job.recipe.optimizer) for u in self.model.updates()]
-        self.average = (
-            [p.detach().clone() for p in self.model.parameters()] if self.train.ema else []
-        )
+        self.averages = [value.clone() for value in movable(self.model)] if self.train.ema else []
+        self.losses: dict[str, Tensor] = {}  # the latest of every update, due or not
         self.done, self.best, self.best_step, self.waited = 0, math.inf, 0, 0
         self.last: dict[str, Any] = {}
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +108,8 @@ class Run:
 
     def advance(self) -> bool:
         """Take one step and do what is due after it; return whether to stop."""
-        losses = self.step()
+        self.losses |= self.step()
+        losses = self.losses
         self.done += 1
         end = self.done == self.train.steps
         stop = self.job.stop() and not end
@@ -141,9 +141,8 @@ class Run:
             prefix = f"{player.name}_" if len(self.players) > 1 else ""
             losses |= {prefix + name: value for name, value in found.items()}
             losses[f"{prefix}grad_norm"] = norm
-        if self.average:
-            weights = [p.detach() for p in self.model.parameters()]
-            torch._foreach_lerp_(self.average, weights, 1 - self.train.ema)
+        if self.averages:
+            torch._foreach_lerp_(self.averages, movable(self.model), 1 - self.train.ema)
         self.throughput.add(self.train.batch_size * self.train.accumulate * self.data.units_per_row)
         return losses
 
@@ -197,18 +196,25 @@ class Run:
             )
 
     def evaluate(self) -> None:
-        """Measure the held-out loss and publish the model if it is the best so far."""
-        if self.data.validation is None:
-            return
+        """Measure the held-out loss, publish the model if it is the best so far, and let it be
+        seen."""
+        figures: dict[str, float] = {}
+        better = False
         with self.averaged():
-            figures = evaluate(self, self.data.validation, self.train.evaluate_batches)
-            self.refuse_infinite(figures, "held-out ")
-            better = figures["loss"] < self.best
-            if better:
-                self.best, self.best_step, self.waited = figures["loss"], self.done, 0
-                self.job.publish(self.model)
-            else:
-                self.waited += 1
+            if self.data.validation is not None:
+                figures = evaluate(self, self.data.validation, self.train.evaluate_batches)
+                self.refuse_infinite(figures, "held-out ")
+                better = figures["loss"] < self.best
+                if better:
+                    self.best, self.best_step, self.waited = figures["loss"], self.done, 0
+                    self.job.publish(self.model)
+                else:
+                    self.waited += 1
+            self.model.eval()
+            figures |= self.job.observe(self.model, self.done)
+            self.model.train()
+        if not figures:
+            return
         event = {"step": self.done, **{f"validation_{k}": v for k, v in figures.items()}}
         self.log.write(event)
         self.last |= event
@@ -217,11 +223,11 @@ class Run:
     @contextmanager
     def averaged(self) -> Generator[None]:
         """Put the averaged weights, if there are any, in the model's place."""
-        if not self.average:
+        if not self.averages:
             yield
             return
-        raw = [p.detach().clone() for p in self.model.parameters()]
-        copy_into(self.model, self.average)
+        raw = [value.clone() for value in movable(self.model)]
+        copy_into(self.model, self.averages)
         try:
             yield
         finally:
@@ -237,8 +243,8 @@ class Run:
             "weights": unique(self.model.state_dict()),
             "optimizer": {k: v for player in self.players for k, v in player.state().items()},
         }
-        if self.average:
-            groups["ema"] = {str(i): tensor for i, tensor in enumerate(self.average)}
+        if self.averages:
+            groups["ema"] = {str(i): tensor for i, tensor in enumerate(self.averages)}
         facts = {
             "best": self.best if math.isfinite(self.best) else None,
             "best_step": self.best_step,
@@ -253,7 +259,7 @@ class Run:
         self.model.load_state_dict(groups["weights"], strict=False)
         for player in self.players:
             player.load_state(groups["optimizer"])
-        for index, mean in enumerate(self.average):
+        for index, mean in enumerate(self.averages):
             mean.copy_(groups["ema"][str(index)])
         self.done, self.best_step = facts["step"], facts["best_step"]
         for record in read_metrics(self.job.folder):
@@ -319,11 +325,18 @@ def mean_metrics(model: Model, batches: Iterator[Batch]) -> dict[str, float]:
     return {**means, **model.derive(means)}
 
 
+def movable(model: Model) -> list[Tensor]:
+    """What training moves: the parameters, and buffers of real numbers such as running means,
+    without which averaged weights would meet the statistics of other ones."""
+    buffers = [value for value in model.buffers() if value.is_floating_point()]
+    return [*(parameter.detach() for parameter in model.parameters()), *buffers]
+
+
 @torch.no_grad()
 def copy_into(model: Model, values: Sequence[Tensor]) -> None:
-    """Overwrite a model's parameters, in their order."""
-    for parameter, value in zip(model.parameters(), values, strict=True):
-        parameter.copy_(value)
+    """Overwrite what training moves, in the order of `movable`."""
+    for own, value in zip(movable(model), values, strict=True):
+        own.copy_(value)
 
 
 def unique(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -61,7 +61,11 @@ class Player:
             if player == self.name:
                 parameter, key = rest.rsplit("/", 1)
                 owner = owners[parameter]
-                self.optimizers[kind].state[owner][key] = value.to(owner.device)
+                # A moment lies in memory as its parameter does (channels_last, say): the fused
+                # kernel takes no other.
+                like = torch.empty_like(owner).copy_ if value.shape == owner.shape else None
+                held = like(value) if like else value.to(owner.device)
+                self.optimizers[kind].state[owner][key] = held
 
 
 def build(module: nn.Module, config: OptimizerConfig) -> dict[str, Optimizer]:

@@ -1,0 +1,341 @@
+"""Pictures as arrays and back: what every family of images shares."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from cambrian.data import Arrays, Processor
+from cambrian.data.config import ImageData
+from cambrian.data.image_sources import Images, read_images
+from cambrian.errors import BrokenFile, CambrianError, NotFound, UsageError
+from cambrian.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PROCESSOR = "preprocessor_config.json"
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageProcessor(Processor):
+    """How pictures become what a model sees: (C, H, W) float32, (value / 255 - mean) / std.
+
+    crop as in ImageData. Saved under the names that Hugging Face's image processors use.
+    """
+
+    image_size: tuple[int, int]
+    num_channels: int
+    mean: float = 0.0
+    std: float = 1.0
+    crop: Literal["center", "none"] = "center"
+
+    def fit(self, image: Image) -> Bytes:
+        """A picture of any kind as (C, H, W) uint8; resized, if need be, by Lanczos' filter."""
+        from PIL import Image as Pillow
+        from PIL import ImageOps
+
+        image = image.convert(self._mode)
+        height, width = self.image_size
+        if image.size != (width, height):
+            if self.crop == "center":
+                image = ImageOps.fit(image, (width, height), Pillow.Resampling.LANCZOS)
+            else:
+                image = image.resize((width, height), Pillow.Resampling.LANCZOS)
+        return self._pixels(image)
+
+    @property
+    def _mode(self) -> str:
+        return "L" if self.num_channels == 1 else "RGB"
+
+    def _pixels(self, image: Image) -> Bytes:
+        pixels = np.asarray(image, np.uint8)
+        return pixels[None] if self.num_channels == 1 else pixels.transpose(2, 0, 1)
+
+    def normalize(self, pixels: Bytes) -> Floats:
+        """uint8 of any shape to what the model sees."""
+        scale = np.float32(1 / (255 * self.std))
+        return pixels.astype(np.float32) * scale - np.float32(self.mean / self.std)
+
+    def denormalize(self, values: NDArray[Any]) -> Bytes:
+        """The reverse, cut to the range of a picture and rounded."""
+        levels = (np.asarray(values, np.float32) * self.std + self.mean) * 255
+        return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+    def open(self, file: str | Path) -> Bytes:
+        """Read one picture file and fit it; UsageError or BrokenFile as `read_images` has them."""
+        return read_images([str(file)], self.fit, {}).pixels[0]
+
+    def open_whole(self, file: str | Path, multiple: int) -> Bytes:
+        """Read one picture file in its own size, cut in the middle to a multiple both ways."""
+
+        def cut(image: Image) -> Bytes:
+            sides = [side // multiple * multiple for side in image.size]
+            if 0 in sides:
+                raise UsageError(
+                    f"{file} has {image.width} by {image.height} pixels; at least {multiple} both "
+                    "ways are needed."
+                )
+            left, top = ((side - kept) // 2 for side, kept in zip(image.size, sides, strict=True))
+            box = (left, top, left + sides[0], top + sides[1])
+            return self._pixels(image.convert(self._mode).crop(box))
+
+        return read_images([str(file)], cut, {}).pixels[0]
+
+    def save(self, folder: Path) -> None:
+        height, width = self.image_size
+        write_json(
+            folder / PROCESSOR,
+            {
+                "image_processor_type": "CambrianImageProcessor",
+                "size": {"height": height, "width": width},
+                "num_channels": self.num_channels,
+                "do_center_crop": self.crop == "center",
+                "do_resize": True,
+                "resample": 1,  # Pillow's number of Lanczos' filter
+                "do_rescale": True,
+                "rescale_factor": 1 / 255,
+                "do_normalize": True,
+                "image_mean": [self.mean] * self.num_channels,
+                "image_std": [self.std] * self.num_channels,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        file = folder / PROCESSOR
+        if not file.is_file():
+            raise NotFound(f"{folder} lacks {PROCESSOR}, which says how pictures are prepared.")
+        try:
+            said = msgspec.convert(read_json(file), _Saved)
+        except msgspec.ValidationError as error:
+            raise BrokenFile(f"{file} does not describe an image processor: {error}.") from error
+        if len({*said.image_mean}) != 1 or len({*said.image_std}) != 1 or said.image_std[0] <= 0:
+            raise BrokenFile(
+                f"{file}: channels with means or deviations of their own are not supported; write "
+                "one value, the same for each."
+            )
+        return cls(
+            image_size=(said.size["height"], said.size["width"]),
+            num_channels=said.num_channels,
+            mean=said.image_mean[0],
+            std=said.image_std[0],
+            crop="center" if said.do_center_crop else "none",
+        )
+
+
+@dataclass(frozen=True)
+class _Saved:
+    size: dict[Literal["height", "width"], int]
+    num_channels: int
+    do_center_crop: bool
+    image_mean: list[float]
+    image_std: list[float]
+
+
+# -- data to train on -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pictures on their sides; `summary` is for the card and the logs."""
+
+    train: Images
+    held_out: Images
+    summary: Mapping[str, Any]
+
+
+def read_split(data: ImageData, processor: ImageProcessor, evaluate_only: bool = False) -> Split:
+    """Read what `data` names.
+
+    Without `validation`, pictures go to one side or the other by a hash of their bytes as the
+    model sees them. UsageError where a side that is asked for is left empty.
+    """
+    from cambrian.registry import load_registry
+
+    require_sense(data)
+    datasets = load_registry().datasets
+    given = read_images(data.source, processor.fit, datasets)
+    if data.validation:
+        train = given
+        same = evaluate_only and data.validation == data.source
+        held_out = given if same else read_images(data.validation, processor.fit, datasets)
+    else:
+        ranks = np.array([_rank(picture) for picture in given.pixels], np.uint64)
+        aside = ranks < np.uint64(int(data.validation_fraction * (2**64 - 1)))
+        train, held_out = given.take(~aside), given.take(aside)
+    where = ", ".join(data.source)
+    if not len(train) and not evaluate_only:
+        raise UsageError(f"There are no pictures to train on in {where}; give more data.")
+    skipped = [*given.skipped, *(held_out.skipped if data.validation else ())]
+    summary = {
+        "sources": list(data.source),
+        "validation_sources": list(data.validation),
+        "examples": {"train": len(train), "validation": len(held_out)},
+        "skipped": [f"{name}: {reason}" for name, reason in skipped],
+        "image": {**asdict(processor)},
+        "content_sha256": _digest(train, held_out),
+    }
+    return Split(train, held_out, summary)
+
+
+def require_sense(data: ImageData) -> None:
+    """UsageError for settings that cannot be meant."""
+    if not 0 <= data.validation_fraction < 1:
+        raise UsageError(
+            f"data.validation_fraction must be in [0, 1), not {data.validation_fraction}."
+        )
+    if data.shift < 0:
+        raise UsageError(f"data.shift is a number of pixels, not {data.shift}.")
+
+
+def _rank(picture: Bytes) -> int:
+    digest = hashlib.blake2b(picture.tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def _digest(*sides: Images) -> str:
+    digest = hashlib.sha256()
+    for side in sides:
+        digest.update(repr((side.pixels.shape, side.labels)).encode())
+        digest.update(memoryview(np.ascontiguousarray(side.pixels)))
+    return digest.hexdigest()
+
+
+def class_names(images: Images) -> dict[str, str]:
+    """The labels by number, "0" to "n - 1", as config.json has them; numbers in their order.
+
+    UsageError where there are none.
+    """
+    if images.labels is None:
+        raise UsageError(
+            "The pictures have no labels; give a folder with a folder for each class, IDX files "
+            "with their labels, or .npz or .parquet with labels."
+        )
+    names = set(images.labels)
+    numeric = all(name.isdecimal() for name in names)
+    ordered = sorted(names, key=lambda name: (int(name), name)) if numeric else sorted(names)
+    return {str(number): name for number, name in enumerate(ordered)}
+
+
+def class_numbers(images: Images, id2label: Mapping[str, str]) -> NDArray[np.int64]:
+    """The number of each picture's class; CambrianError for a label that the model lacks."""
+    numbers = {name: int(number) for number, name in id2label.items()}
+    labels = images.labels or ()
+    if strange := sorted(set(labels) - numbers.keys()):
+        raise CambrianError(
+            f"The pictures have the label '{strange[0]}', which the model does not know; it knows "
+            f"{', '.join(list(numbers)[:10])}."
+        )
+    return np.array([numbers[label] for label in labels], np.int64)
+
+
+@dataclass
+class ImageBatches:
+    """Batches of {"pixel_values" (B, C, H, W) float32[, "labels" (B,) int64]}.
+
+    Training batches are full: row k of the run is row k of an endless series of permutations. With
+    `shuffle` off, pictures come in order, once, and the last batch holds what is left; nothing is
+    flipped or shifted then, and what is drawn is the same each time.
+    """
+
+    images: Images
+    processor: ImageProcessor
+    data: ImageData
+    batch_size: int
+    seed: int
+    labels: NDArray[np.int64] | None = None
+    shuffle: bool = True
+    _orders: dict[int, NDArray[np.int64]] = field(default_factory=dict[int, NDArray[np.int64]])
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size={self.batch_size} must be at least 1.")
+
+    def __len__(self) -> int:
+        """Batches in one pass."""
+        return -(-len(self.images) // self.batch_size)
+
+    def batch(self, index: int) -> Arrays:
+        """Batch number `index`; unshuffled, numbers past one pass begin again."""
+        if not self.shuffle:
+            index %= len(self)
+        rows = self._rows(index)
+        key = np.array([self.seed % 2**64, index], np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=key))
+        pixels = self.images.pixels[rows]
+        if self.shuffle:
+            pixels = augmented(pixels, self.data, generator)
+        if self.data.binarize != "no":
+            pixels = binarized(pixels, self.data.binarize, generator)
+        arrays: dict[str, NDArray[Any]] = {"pixel_values": self.processor.normalize(pixels)}
+        if self.labels is not None:
+            arrays["labels"] = self.labels[rows]
+        return arrays
+
+    def _rows(self, index: int) -> NDArray[np.int64]:
+        first, count = index * self.batch_size, len(self.images)
+        if not self.shuffle:
+            return np.arange(first, min(first + self.batch_size, count))
+        places = np.arange(first, first + self.batch_size)
+        epochs, places = np.divmod(places, count)
+        return np.array([self._order(int(e))[p] for e, p in zip(epochs, places, strict=True)])
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if epoch not in self._orders:
+            # The epochs' own draws have keys of their own: a batch's number is never that large.
+            key = np.array([self.seed % 2**64, 2**63 + epoch], np.uint64)
+            order = np.random.Generator(np.random.Philox(key=key)).permutation(len(self.images))
+            kept = {e: o for e, o in self._orders.items() if e >= epoch - 1}
+            self._orders = {**kept, epoch: order}
+        return self._orders[epoch]
+
+
+def augmented(pixels: Bytes, data: ImageData, generator: np.random.Generator) -> Bytes:
+    """Pictures (B, C, H, W), each perhaps mirrored and moved."""
+    if data.flip:
+        mirrored = generator.random(len(pixels)) < 0.5
+        pixels = np.where(mirrored[:, None, None, None], pixels[..., ::-1], pixels)
+    if data.shift:
+        height, width = pixels.shape[2:]
+        moves = generator.integers(-data.shift, data.shift + 1, (2, len(pixels), 1))
+        rows = np.clip(np.arange(height) + moves[0], 0, height - 1)
+        columns = np.clip(np.arange(width) + moves[1], 0, width - 1)
+        picture = np.arange(len(pixels))[:, None, None]
+        channels_last = pixels.transpose(0, 2, 3, 1)
+        moved = channels_last[picture, rows[:, :, None], columns[:, None, :]]
+        pixels = moved.transpose(0, 3, 1, 2)
+    return pixels
+
+
+def binarized(
+    pixels: Bytes, how: Literal["threshold", "sample"], generator: np.random.Generator
+) -> Bytes:
+    """Pictures of 0 and 255 alone."""
+    limit = 127.5 if how == "threshold" else generator.random(pixels.shape, np.float32) * 255
+    return np.where(pixels > limit, np.uint8(255), np.uint8(0))
+
+
+class Examples(Sequence[tuple[Bytes, str | None]]):
+    """Held-out pictures (C, H, W) uint8 with their labels, as `Pipeline.score` is given them."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self.images):
+            raise IndexError(index)
+        labels = self.images.labels
+        return self.images.pixels[index], None if labels is None else labels[index]

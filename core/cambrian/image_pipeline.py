@@ -1,0 +1,155 @@
+"""What pipelines that make pictures share: numbered noise, contact sheets, and their measure."""
+
+from __future__ import annotations
+
+import io
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cambrian import fidelity, pictures
+from cambrian.config import update
+from cambrian.data.images import ImageProcessor
+from cambrian.errors import UsageError
+from cambrian.pipeline import Pipeline
+from cambrian.runtime import Array
+from cambrian.scores import Scores
+
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """count, seed: how many pictures, and of which noise; number n of a seed is always the same.
+    interpolate: so many steps from each picture's latents to the next one's; 0 for none.
+    columns: of a contact sheet; 0 for about as many as rows.
+    batch_size: how many pictures the engine sees at once.
+    extractor, samples: of `cambrian eval`: a classifier's folder whose features are compared, and
+        how many pictures are made for it; 0 for as many as there are real ones.
+    """
+
+    count: int = 16
+    seed: int = 0
+    interpolate: int = 0
+    columns: int = 0
+    batch_size: int = 64
+    extractor: str = ""
+    samples: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("count", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("seed", "interpolate", "columns", "samples"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} cannot be negative; it is {getattr(self, name)}")
+
+
+class ImagePipeline(Pipeline):
+    """Makes pictures. A result holds its "image", (H, W) or (H, W, 3) uint8."""
+
+    options = ImageOptions
+    inputless: ClassVar[bool] = True
+    processor: ImageProcessor
+
+    @abstractmethod
+    def sample(self, numbers: Sequence[int], settings: Any) -> Bytes:
+        """The pictures (N, C, H, W) of the noise with these numbers."""
+
+    def show(self, result: Any) -> str:
+        """A sketch of the picture in letters."""
+        return pictures.sketch(result["image"])
+
+    def encode(self, results: Sequence[Any], suffix: str) -> bytes:
+        """A contact sheet (.png, .webp, .jpg), a moving picture (.gif), the pixels (.npy), or JSON
+        lines with each picture as PNG in base64."""
+        if suffix in (".json", ".jsonl"):
+            return super().encode([pictures.jsonable(result) for result in results], suffix)
+        images = [result["image"] for result in results]
+        if suffix == ".npy":
+            target = io.BytesIO()
+            np.save(target, np.stack(images), allow_pickle=False)
+            return target.getvalue()
+        if len({image.shape for image in images}) > 1:
+            raise UsageError("Pictures of unequal size make no sheet; run them one by one.")
+        if suffix in pictures.MOVING:
+            return pictures.animated(images)
+        columns = results[0].get("columns", 0)
+        return pictures.encoded(pictures.sheet(images, columns), suffix)
+
+    def preview(self) -> bytes | None:
+        """A contact sheet of 64 pictures, of the same noise each time."""
+        settings = update(self.defaults, {"seed": 0}, "options")
+        made = self.sample(range(64), settings)
+        return pictures.encoded(pictures.sheet([pictures.plain(each) for each in made]), ".png")
+
+    def score(self, examples: Sequence[tuple[Any, Any]], **options: Any) -> Scores | None:
+        """Distances of made pictures to the examples, over the extractor's features.
+
+        Named after the extractor's architecture: "frechet_distance_cnn" is no FID, which is
+        defined over features of Inception.
+        """
+        settings = update(self.defaults, options, "options")
+        if not settings.extractor:
+            return None
+        real = np.stack([examples[n][0] for n in range(len(examples))])
+        made = self.sample(range(settings.samples or len(real)), settings)
+        return compared(real, made, settings.extractor)
+
+    def brightest(self, pixels: Bytes) -> Mapping[str, Array]:
+        """Of each picture, which quarter of it is the brightest: what a probe asks for."""
+        height, width = (side // 2 for side in pixels.shape[2:])
+        quarters = [
+            part.mean(axis=(1, 2, 3), dtype=np.float64)
+            for half in np.split(pixels, [height], axis=2)
+            for part in np.split(half, [width], axis=3)
+        ]
+        return {"brightest": np.stack(quarters, 1).argmax(1).astype(np.int64)}
+
+
+def compared(real: Bytes, made: Bytes, extractor: str) -> Scores:
+    """Fidelity of made pictures (N, C, H, W), and which classes the extractor sees in them.
+
+    UsageError if the extractor is no classifier of pictures.
+    """
+    from cambrian.loading import load, open_checkpoint
+
+    pipeline: Any = load(extractor, device="cpu")
+    try:
+        if not hasattr(pipeline, "compute") or "model" not in pipeline.session.signatures:
+            raise UsageError(f"{extractor} is no classifier of pictures; train one: cambrian "
+                             "train cnn -o FOLDER.")  # fmt: skip
+        fit = pipeline.processor.fit
+        sides = [
+            np.stack([fit(pictures.opened(pictures.plain(each))) for each in side])
+            for side in (real, made)
+        ]
+        (_, first), (logits, second) = (pipeline.compute(side) for side in sides)
+    finally:
+        pipeline.session.close()
+    checkpoint = open_checkpoint(extractor)
+    name = checkpoint.spec.name
+    precision, recall = fidelity.precision_recall(first, second)
+    classes = np.bincount(logits.argmax(-1), minlength=logits.shape[1]) / len(logits)
+    metrics = {
+        f"frechet_distance_{name}": fidelity.frechet_distance(first, second),
+        f"kernel_distance_{name}": fidelity.kernel_distance(first, second),
+        f"precision_{name}": precision,
+        f"recall_{name}": recall,
+        "rarest_class": float(classes.min()),
+        "commonest_class": float(classes.max()),
+    }
+    facts = {
+        "extractor": extractor,
+        "extractor_sha256": checkpoint.weights_sha256(),
+        "resizer": "lanczos" if sides[1].shape != made.shape else "none",
+        "real": len(first),
+        "made": len(second),
+        "classes": {label: float(share) for label, share in
+                    zip(checkpoint.config.labels, classes, strict=True)},
+    }  # fmt: skip
+    return Scores(metrics, facts=facts)
