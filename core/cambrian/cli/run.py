@@ -73,6 +73,10 @@ def run(
         sys.stdout.write("\n")
         return
     results = pipeline(items, **options)
+    if not items and out is None and not as_json:
+        for result in results:
+            print(pipeline.show(result))
+        return
     suffix = ".json" if as_json else "" if out is None else out.suffix
     data = pipeline.encode(results, suffix)
     if out is not None:
