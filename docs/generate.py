@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from cambrian import config, hookspecs
-from cambrian.data.config import ClassData, MaskedData, PairData, TagData, TextData
+from cambrian.data.config import ClassData, ImageData, MaskedData, PairData, TagData, TextData
 from cambrian.generation.config import GenerationConfig
 from cambrian_bert.config import BertConfig, RobertaConfig
+from cambrian_cnn.config import CNNConfig
+from cambrian_gan.config import DCGANConfig, GANConfig, ResNetGANConfig
+from cambrian_gan.pipeline import GANOptions
 from cambrian_gpt.config import GPTConfig
 from cambrian_t5.config import T5Config, T5Data
+from cambrian_vae.config import ConvVAEConfig, VAEConfig
+from cambrian_vae.kl_config import AutoencoderKLConfig
+from cambrian_vae.kl_pipeline import KLOptions
+from cambrian_vae.pipeline import VAEOptions
 
 REFERENCE = Path(__file__).parent / "reference"
 VERBS = ("list", "info", "train", "eval", "export", "verify", "run", "plugins", "env")
@@ -23,6 +30,13 @@ SECTIONS = {
     "[model] of bert, bert-classifier, bert-tagger and bert-embedder": BertConfig,
     "[model] of roberta, roberta-classifier, roberta-tagger and roberta-embedder": RobertaConfig,
     "[model] of the architecture t5": T5Config,
+    "[model] of gan": GANConfig,
+    "[model] of dcgan": DCGANConfig,
+    "[model] of resnet-gan": ResNetGANConfig,
+    "[model] of vae": VAEConfig,
+    "[model] of conv-vae": ConvVAEConfig,
+    "[model] of autoencoder-kl": AutoencoderKLConfig,
+    "[model] of cnn": CNNConfig,
     "[train]": config.TrainConfig,
     "[optimizer]": config.OptimizerConfig,
     "[data] of gpt": TextData,
@@ -31,6 +45,10 @@ SECTIONS = {
     "[data] of bert-tagger and roberta-tagger": TagData,
     "[data] of bert-embedder and roberta-embedder": PairData,
     "[data] of t5": T5Data,
+    "[data] of gan, vae and cnn and their kin": ImageData,
+    "Options of a GAN (cambrian run --set, eval --option)": GANOptions,
+    "Options of a VAE": VAEOptions,
+    "Options of autoencoder-kl": KLOptions,
     "Options of text generation (cambrian run --set)": GenerationConfig,
 }
 

@@ -26,7 +26,7 @@ OPTIONS = {
     "eval": "--data --device --json --option --picture --set",
     "export": "--force --format --json --precision --provider",
     "verify": "--json --provider",
-    "run": "--device --input --json --out --provider --runtime --seed --set",
+    "run": "--count --device --input --json --out --provider --runtime --seed --set",
     "plugins": "--json",
     "env": "--json",
 }

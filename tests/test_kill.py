@@ -40,6 +40,8 @@ MODELS = {  # small ones, with dropout
         "n_positions=40", "num_layers=1", "d_model=64", "d_kv=16", "num_heads=4", "d_ff=128",
         "dropout_rate=0.1",
     ),
+    "vae-digits": ("hidden_sizes=[16]", "latent_size=4"),
+    "dcgan-digits": ("hidden_sizes=[16, 8]", "latent_size=8", "discriminator_steps=2"),
 }  # fmt: skip
 
 

@@ -96,8 +96,10 @@ def evaluate_checkpoint(
             f"{spec.name} has no loss that says how good it is; name a classifier whose features "
             "are compared: --option extractor=FOLDER (cambrian train cnn makes one)."
         )
-    return Scores(metrics) if scores is None else replace(
-        scores, metrics={**metrics, **scores.metrics}
+    return (
+        Scores(metrics)
+        if scores is None
+        else replace(scores, metrics={**metrics, **scores.metrics})
     )
 
 

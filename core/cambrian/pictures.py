@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def between(ends: NDArray[np.float32], frames: int) -> NDArray[np.float32]:
         return ends
     flat = ends.reshape(len(ends), -1).astype(np.float64)
     walk: list[Any] = []
-    for first, last in zip(flat[:-1], flat[1:], strict=True):
+    for first, last in pairwise(flat):
         lengths = np.linalg.norm(first) * np.linalg.norm(last)
         angle = math.acos(float(np.clip(first @ last / max(lengths, 1e-12), -1, 1)))
         for step in range(frames):
@@ -71,8 +72,8 @@ def sheet(pictures: Sequence[Bytes], columns: int = 0, gap: int = 2) -> Bytes:
     size = (rows * (height + gap) + gap, columns * (width + gap) + gap, *pictures[0].shape[2:])
     whole = np.full(size, 128, np.uint8)
     for number, picture in enumerate(pictures):
-        top, left = (place * side + gap for place, side in
-                     zip(divmod(number, columns), (height + gap, width + gap), strict=True))  # fmt: skip
+        row, column = divmod(number, columns)
+        top, left = row * (height + gap) + gap, column * (width + gap) + gap
         whole[top : top + height, left : left + width] = picture
     return whole
 

@@ -40,9 +40,7 @@ def prepare(
         if not len(images):
             return None
         labels = class_numbers(images, config.id2label)
-        return ImageBatches(
-            images, processor, data, train.batch_size, train.seed, labels, shuffle
-        )
+        return ImageBatches(images, processor, data, train.batch_size, train.seed, labels, shuffle)
 
     training, validation = batches("train", True), batches("held_out", False)
     return Prepared(

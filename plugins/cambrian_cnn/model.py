@@ -1,4 +1,7 @@
-"""A convolutional classifier. Shapes: B batch, C channels, H and W pixels, F features, K classes."""
+"""A convolutional classifier.
+
+Shapes: B batch, C channels, H and W pixels, F features, K classes.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from cambrian_cnn.config import CNNConfig
 
 
 class CNN(Model):
-    """Pictures to classes: stages of two convolutions, each normed, and a halving; then features."""
+    """Pictures to classes: stages of two normed convolutions and a halving, then features."""
 
     def __init__(self, config: CNNConfig) -> None:
         super().__init__()

@@ -62,8 +62,10 @@ class ImageClassification(Pipeline):
             self.session.run("model", {"pixel_values": self.processor.normalize(part)})[0]
             for part in np.split(pixels, range(batch_size, len(pixels), batch_size))
         ]
-        return tuple(np.concatenate([each[name] for each in found])
-                     for name in ("logits", "features"))  # fmt: skip
+        logits, features = (
+            np.concatenate([each[name] for each in found]) for name in ("logits", "features")
+        )
+        return logits, features
 
     def score(self, examples: Sequence[tuple[Any, Any]], **options: Any) -> Scores | None:
         """Accuracy, macro F1 and the confusion matrix."""

@@ -40,11 +40,11 @@ def spec(
         pipeline=Ref("cambrian_gan.pipeline:GANPipeline"),
         recipe=Recipe(
             train=TrainConfig(
-                steps=4000, batch_size=64, clip=0.0, ema=0.998, evaluate_every=500,
+                steps=4000, batch_size=64, clip=0.0, ema=0.995, evaluate_every=500,
                 checkpoint_every=500,
             ),
             optimizer=OptimizerConfig(
-                lr=2e-4, betas=(0.5, 0.999), weight_decay=0.0, warmup_steps=0, schedule="constant"
+                lr=1e-3, betas=(0.5, 0.999), weight_decay=0.0, warmup_steps=0, schedule="constant"
             ),
             data=ImageData(),
         ),

@@ -41,9 +41,7 @@ class GANConfig:
     discriminator_lr: float = 0.0
     augment: tuple[Augmentation, ...] = ()
     conditional: bool = False
-    id2label: dict[str, str] = field(
-        default_factory=dict[str, str], metadata={"of_data": True}
-    )
+    id2label: dict[str, str] = field(default_factory=dict[str, str], metadata={"of_data": True})
 
     def __post_init__(self) -> None:
         for name in ("latent_size", "discriminator_steps"):

@@ -63,7 +63,7 @@ class KLPipeline(VAEPipeline):
 
         def encode(part: Floats) -> Floats:
             found, _ = self.session.run("encoder", {"pixel_values": part})
-            return np.concatenate([found["mean"], found["logvar"]], axis=1)
+            return np.concatenate([found["mean"], found["logvar"]], axis=1, dtype=np.float32)
 
         moments = tiled_encode(encode, self.processor.normalize(pixels), tile, 0.25)
         mean, logvar = np.split(moments, 2, axis=1)
@@ -75,7 +75,8 @@ class KLPipeline(VAEPipeline):
             return super().pixels(latents, settings)
 
         def decode(part: Floats) -> Floats:
-            return np.asarray(self.session.run("decoder", {"latents": part})[0]["pixel_values"])
+            found, _ = self.session.run("decoder", {"latents": part})
+            return np.asarray(found["pixel_values"], np.float32)
 
         return self.processor.denormalize(tiled_decode(decode, latents, tile, 0.25))
 

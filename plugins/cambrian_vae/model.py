@@ -138,9 +138,11 @@ class VAE(Model):
             Graph(
                 name="decoder",
                 module=_Decoder(self),
-                signature=Signature(inputs=(Port("latents", "float32", latents),), outputs=(pixels,)),
+                signature=Signature(
+                    inputs=(Port("latents", "float32", latents),), outputs=(pixels,)
+                ),
             ),
-        ]  # fmt: skip
+        ]
 
     def cases(self) -> Iterator[Case]:
         """Both graphs, over sizes of batches and seeds of noise."""

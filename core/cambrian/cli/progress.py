@@ -55,11 +55,10 @@ class TrainingProgress:
         if event.get("resumed"):
             note = f" ({event['note']})" if "note" in event else ""
             self.say(f"going on from step {event['step']}{note}")
-        if "validation_loss" in event:
-            mark = " (best so far)" if event.get("best") else ""
-            loss = event["validation_loss"]
-            self.say(f"step {event['step']}: held-out loss {loss:.4f}{mark}")
-        if "loss" not in event:
+        if "best" in event:
+            mark = " (best so far)" if event["best"] else ""
+            self.say(f"step {event['step']}: {held_out(event)}{mark}")
+        if not training_losses(event):
             return
         line = describe(event)
         self.bar.update(self.task, completed=event["step"], total=total, description=line)
@@ -76,9 +75,30 @@ class TrainingProgress:
             print(line, file=sys.stderr, flush=True)
 
 
+def training_losses(event: Mapping[str, Any]) -> dict[str, float]:
+    """The loss of a step or, where several updates have one each, all of them by name."""
+    return {
+        name: value
+        for name, value in event.items()
+        if name == "loss" or (name.endswith("_loss") and not name.startswith("validation_"))
+    }
+
+
+def held_out(event: Mapping[str, Any]) -> str:
+    """The held-out loss; without one, the first three figures that were measured."""
+    if "validation_loss" in event:
+        return f"held-out loss {event['validation_loss']:.4f}"
+    found = [
+        f"{name.removeprefix('validation_').replace('_', ' ')} {value:.4g}"
+        for name, value in event.items()
+        if name.startswith("validation_")
+    ]
+    return ", ".join(found[:3])
+
+
 def describe(event: Mapping[str, Any]) -> str:
     """The figures of one step."""
-    parts = [f"loss {event['loss']:.4f}"]
+    parts = [f"{name.replace('_', ' ')} {x:.4f}" for name, x in training_losses(event).items()]
     parts += [
         f"{value:,.0f} {name.removesuffix('_per_second')}/s"
         for name, value in event.items()

@@ -114,8 +114,14 @@ def report(result: Any, as_json: bool) -> None:
         print(json.dumps(facts))
         return
     metrics = result.metrics
+    players = [
+        (key, key.replace("_", " "))
+        for key in metrics
+        if key.endswith("_loss") and "validation" not in key
+    ]
     for key, label in (
         ("loss", "training loss"),
+        *players,
         ("best_validation_loss", "best held-out loss"),
         ("best_step", "at step"),
     ):
@@ -124,6 +130,8 @@ def report(result: Any, as_json: bool) -> None:
             print(f"{label:<20}{value:.4f}" if isinstance(value, float) else f"{label:<20}{value}")
     print(f"{'model':<20}{result.folder}")
     print(f"{'curve':<20}{result.folder / 'train' / 'loss.svg'}")
+    if (picture := result.folder / "preview.png").is_file():
+        print(f"{'pictures':<20}{picture}")
 
 
 def prepare_process() -> None:

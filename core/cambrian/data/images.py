@@ -207,7 +207,7 @@ def _digest(*sides: Images) -> str:
     digest = hashlib.sha256()
     for side in sides:
         digest.update(repr((side.pixels.shape, side.labels)).encode())
-        digest.update(memoryview(np.ascontiguousarray(side.pixels)))
+        digest.update(side.pixels.tobytes())
     return digest.hexdigest()
 
 
@@ -263,7 +263,7 @@ class ImageBatches:
 
     def __len__(self) -> int:
         """Batches in one pass."""
-        return -(-len(self.images) // self.batch_size)
+        return (len(self.images) + self.batch_size - 1) // self.batch_size
 
     def batch(self, index: int) -> Arrays:
         """Batch number `index`; unshuffled, numbers past one pass begin again."""

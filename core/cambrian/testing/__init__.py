@@ -28,7 +28,18 @@ if TYPE_CHECKING:
     from cambrian.model import Batch, Model
     from cambrian.runs import Trained
 
-PLAIN = {".png", ".json", ".jsonl", ".safetensors", ".toml", ".txt", ".md", ".svg", ".model", ".codes"}
+PLAIN = {
+    ".png",
+    ".json",
+    ".jsonl",
+    ".safetensors",
+    ".toml",
+    ".txt",
+    ".md",
+    ".svg",
+    ".model",
+    ".codes",
+}
 
 
 def example(spec: ModelSpec) -> tuple[Any, Recipe]:

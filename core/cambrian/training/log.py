@@ -87,11 +87,15 @@ def open_tensorboard(folder: Path, step: int) -> Any:
 def draw_curve(folder: Path) -> Path | None:
     """Draw the losses over the steps as an SVG beside the log; None if there are none."""
     records = read_metrics(folder)
+    keys = dict.fromkeys(key for record in records for key in record)
+    several = {key: key.removesuffix("_loss") for key in keys if key.endswith("_loss")}
+    named = {"loss": "training", **several}
     series = {
         name: [(r["step"], r[key]) for r in records if key in r]
-        for name, key in (("training", "loss"), ("validation", "validation_loss"))
+        for key, name in named.items()
+        if key in keys
     }
-    if not any(series.values()):
+    if not series:
         return None
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
