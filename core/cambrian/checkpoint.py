@@ -65,9 +65,11 @@ class Checkpoint:
         """Build the module in float32 on the CPU, load the weights, set it to eval mode."""
         import torch
 
+        tensors = self.tensors(self.spec, self.config)
+        require_size(self.spec, self.config, tensors, self.path)
         with torch.random.fork_rng(devices=[]):
             model = self.spec.model.load()(self.config)
-        load_tensors(model, self.tensors(self.spec, self.config), self.path)
+        load_tensors(model, tensors, self.path)
         return model.eval()
 
     def tensors(self, spec: ModelSpec, config: Any) -> dict[str, Tensor]:
@@ -229,6 +231,25 @@ def shards(folder: Path, weights_file: str) -> dict[Path, set[str] | None]:
         if not file.is_file():
             raise BrokenFile(f"{index} names {file.name}, which is missing. Download it again.")
     return files
+
+
+def require_size(spec: ModelSpec, config: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """BrokenFile for a config that would have far more numbers than the weights hold (tied ones
+    are held once): asked before any memory is taken for them."""
+    import torch
+
+    held = sum(tensor.numel() for tensor in tensors.values())
+    try:
+        with torch.device("meta"):
+            wanted = sum(p.numel() for p in spec.model.load()(config).parameters())
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
+        reason = str(error).splitlines()[0]
+        raise BrokenFile(f"{path / CONFIG} describes no model that can be: {reason}") from error
+    if wanted > 2 * held + 1_000_000:
+        raise BrokenFile(
+            f"{path} describes a model of {wanted:,} numbers, but its weights hold {held:,}; the "
+            "weights are of another model, or config.json is damaged."
+        )
 
 
 def keep_fitting(model: Model, tensors: Mapping[str, Tensor], path: Path) -> Kept:

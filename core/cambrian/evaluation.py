@@ -93,8 +93,7 @@ def evaluate_checkpoint(
         raise UsageError(f"Evaluating {spec.name} takes no options; it gives the loss alone.")
     if scores is None and not metrics:
         raise UsageError(
-            f"{spec.name} has no loss that says how good it is; name a classifier whose features "
-            "are compared: --option extractor=FOLDER (cambrian train cnn makes one)."
+            f"{spec.name} has no loss that says how good it is, and its task has no figures."
         )
     return (
         Scores(metrics)

@@ -40,14 +40,16 @@ def kernel_distance(real: Features, made: Features) -> float:
     """
     real, made = _checked(real, made)
 
-    def kernel(one: Features, other: Features) -> Features:
-        return (one @ other.T / one.shape[1] + 1) ** 3
+    def total(one: Features, other: Features) -> float:
+        """The kernel's sum over all pairs."""
+        blocks = (one[start : start + BLOCK] for start in range(0, len(one), BLOCK))
+        return sum(float(((block @ other.T / one.shape[1] + 1) ** 3).sum()) for block in blocks)
 
     def within(each: Features) -> float:
-        table = kernel(each, each)
-        return float((table.sum() - np.trace(table)) / (len(each) * (len(each) - 1)))
+        own = float(((np.square(each).sum(1) / each.shape[1] + 1) ** 3).sum())
+        return (total(each, each) - own) / (len(each) * (len(each) - 1))
 
-    return within(real) + within(made) - 2 * float(kernel(real, made).mean())
+    return within(real) + within(made) - 2 * total(real, made) / (len(real) * len(made))
 
 
 def precision_recall(real: Features, made: Features, neighbours: int = 3) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,12 +69,9 @@ class ImagePipeline(Pipeline):
         if suffix in (".json", ".jsonl"):
             return super().encode([pictures.jsonable(result) for result in results], suffix)
         images = [result["image"] for result in results]
+        require_equal_shapes(images)
         if suffix == ".npy":
-            target = io.BytesIO()
-            np.save(target, np.stack(images), allow_pickle=False)
-            return target.getvalue()
-        if len({image.shape for image in images}) > 1:
-            raise UsageError("Pictures of unequal size make no sheet; run them one by one.")
+            return pictures.saved(np.stack(images))
         if suffix in pictures.MOVING:
             return pictures.animated(images)
         columns = results[0].get("columns", 0)
@@ -111,18 +107,49 @@ class ImagePipeline(Pipeline):
         return {"brightest": np.stack(quarters, 1).argmax(1).astype(np.int64)}
 
 
+def require_equal_shapes(arrays: Sequence[NDArray[Any]]) -> None:
+    """UsageError for arrays that cannot be one."""
+    if len({array.shape for array in arrays}) > 1:
+        raise UsageError("Pictures of unequal size make no one file; run them one by one.")
+
+
+def require_extractor(extractor: str) -> None:
+    """UsageError or NotFound, before anything is spent, if it is no classifier of pictures."""
+    from cambrian.loading import load
+
+    pipeline = load(extractor, device="cpu")
+    pipeline.session.close()
+    if not isinstance(pipeline, FeaturePipeline):
+        raise UsageError(
+            f"{extractor} is no classifier of pictures; train one: cambrian train cnn -o FOLDER."
+        )
+
+
+class FeaturePipeline(Pipeline):
+    """Classes of pictures, by features that also serve to compare sets of them."""
+
+    processor: ImageProcessor
+
+    @property
+    @abstractmethod
+    def labels(self) -> tuple[str, ...]:
+        """The classes' names, in order."""
+
+    @abstractmethod
+    def compute(self, pixels: Bytes, batch_size: int = 64) -> tuple[Any, Any]:
+        """Logits (N, K) and features (N, F) of pictures (N, C, H, W) uint8."""
+
+
 def compared(real: Bytes, made: Bytes, extractor: str) -> Scores:
     """Fidelity of made pictures (N, C, H, W), and which classes the extractor sees in them.
 
     UsageError if the extractor is no classifier of pictures.
     """
-    from cambrian.loading import load, open_checkpoint
+    from cambrian.loading import load, weights_of
 
+    require_extractor(extractor)
     pipeline: Any = load(extractor, device="cpu")
     try:
-        if not hasattr(pipeline, "compute") or "model" not in pipeline.session.signatures:
-            raise UsageError(f"{extractor} is no classifier of pictures; train one: cambrian "
-                             "train cnn -o FOLDER.")  # fmt: skip
         fit = pipeline.processor.fit
         sides = [
             np.stack([fit(pictures.opened(pictures.plain(each))) for each in side])
@@ -131,8 +158,7 @@ def compared(real: Bytes, made: Bytes, extractor: str) -> Scores:
         (_, first), (logits, second) = (pipeline.compute(side) for side in sides)
     finally:
         pipeline.session.close()
-    checkpoint = open_checkpoint(extractor)
-    name = checkpoint.spec.name
+    name, digest = weights_of(extractor)
     precision, recall = fidelity.precision_recall(first, second)
     classes = np.bincount(logits.argmax(-1), minlength=logits.shape[1]) / len(logits)
     metrics = {
@@ -145,11 +171,11 @@ def compared(real: Bytes, made: Bytes, extractor: str) -> Scores:
     }
     facts = {
         "extractor": extractor,
-        "extractor_sha256": checkpoint.weights_sha256(),
+        "extractor_sha256": digest,
         "resizer": "lanczos" if sides[1].shape != made.shape else "none",
         "real": len(first),
         "made": len(second),
         "classes": {label: float(share) for label, share in
-                    zip(checkpoint.config.labels, classes, strict=True)},
+                    zip(pipeline.labels, classes, strict=True)},
     }  # fmt: skip
     return Scores(metrics, facts=facts)

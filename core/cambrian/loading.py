@@ -98,3 +98,14 @@ def choose_runtime(registry: Registry, kind: str, name: str | None = None) -> Ru
     if not able:
         raise CambrianError(f"No installed runtime opens {kind} folders; see `cambrian plugins`.")
     return able[name] if name is not None else next(iter(able.values()))
+
+
+def weights_of(target: str | Path) -> tuple[str, str]:
+    """The architecture of a checkpoint or an exported folder, and the sha256 of its weights."""
+    registry = load_registry()
+    resolved = registry.resolve(str(target))
+    if resolved.folder is not None and (resolved.folder / MANIFEST).is_file():
+        manifest = Artifact.open(resolved.folder).manifest
+        return manifest.architecture, str(manifest.receipt["weights_sha256"])
+    checkpoint = checkpoint_of(resolved, registry, str(target))
+    return checkpoint.spec.name, checkpoint.weights_sha256()

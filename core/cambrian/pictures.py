@@ -66,7 +66,7 @@ def plain(pixels: Bytes) -> Bytes:
 
 def sheet(pictures: Sequence[Bytes], columns: int = 0, gap: int = 2) -> Bytes:
     """Pictures side by side, row by row; as many columns as make it square unless given."""
-    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    columns = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
     rows = -(-len(pictures) // columns)
     height, width = pictures[0].shape[:2]
     size = (rows * (height + gap) + gap, columns * (width + gap) + gap, *pictures[0].shape[2:])
@@ -84,7 +84,14 @@ def encoded(picture: Bytes, suffix: str) -> bytes:
         known = ", ".join((*FORMATS, *MOVING, ".npy", ".json"))
         raise UsageError(f"'{suffix}' is no kind of picture known here; end the name in {known}.")
     target = io.BytesIO()
-    opened(picture).save(target, FORMATS[suffix])
+    try:
+        opened(picture).save(target, FORMATS[suffix])
+    except (OSError, ValueError) as error:  # WebP and JPEG have largest sizes
+        height, width = picture.shape[:2]
+        raise UsageError(
+            f"A picture of {width} by {height} cannot be written as {suffix} ({error}); make fewer "
+            "at once, or name a .png."
+        ) from error
     return target.getvalue()
 
 
@@ -93,6 +100,13 @@ def animated(pictures: Sequence[Bytes]) -> bytes:
     target = io.BytesIO()
     first, *others = [opened(picture) for picture in pictures]
     first.save(target, "GIF", save_all=True, append_images=others, duration=FRAME, loop=0)
+    return target.getvalue()
+
+
+def saved(array: NDArray[Any]) -> bytes:
+    """An array as the content of an .npy file."""
+    target = io.BytesIO()
+    np.save(target, array, allow_pickle=False)
     return target.getvalue()
 
 

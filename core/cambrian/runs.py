@@ -147,9 +147,10 @@ class Wishes:
         if not isinstance(changes, Mapping):
             changes = parse_settings(changes, config, recipe)
         config, recipe = apply(config, recipe, changes, "--set")
-        tokenizer = getattr(recipe.data, "tokenizer", "")
-        if tokenizer and (place := absolute(tokenizer)) != tokenizer:
-            config, recipe = apply(config, recipe, {"data": {"tokenizer": place}}, "--set")
+        for key in ("tokenizer", "extractor"):
+            named = getattr(recipe.data, key, "")
+            if named and (place := absolute(named)) != named:
+                config, recipe = apply(config, recipe, {"data": {key: place}}, "--set")
         named = {"source": self.data, "validation": self.validation}
         for key, given in named.items():
             if sources := given or getattr(recipe.data, key, ()):

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 
+def default_labels() -> dict[str, str]:
+    """The classes of a config that names none."""
+    return {"0": "LABEL_0", "1": "LABEL_1"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class CNNConfig:
     """A convolutional classifier in the manner of LeNet (LeCun et al. 1998).
@@ -21,9 +26,7 @@ class CNNConfig:
     hidden_sizes: tuple[int, ...] = (32, 64)
     feature_size: int = 128
     dropout: float = 0.2
-    id2label: dict[str, str] = field(
-        default_factory=lambda: {"0": "LABEL_0", "1": "LABEL_1"}, metadata={"of_data": True}
-    )
+    id2label: dict[str, str] = field(default_factory=default_labels, metadata={"of_data": True})
 
     def __post_init__(self) -> None:
         for name in ("num_channels", "feature_size"):

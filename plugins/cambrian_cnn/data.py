@@ -14,7 +14,8 @@ from cambrian.data.images import (
     class_numbers,
     read_split,
 )
-from cambrian_cnn.config import CNNConfig
+from cambrian.errors import UsageError
+from cambrian_cnn.config import CNNConfig, default_labels
 
 
 def prepare(
@@ -25,15 +26,17 @@ def prepare(
 ) -> Prepared:
     """Pictures and their classes, which the config takes from the data where it is a new model."""
     data, train = recipe.data, recipe.train
-    fresh = processor is None
     if processor is None:
         processor = ImageProcessor(
             image_size=config.image_size, num_channels=config.num_channels, mean=0.5, std=0.5,
             crop=data.crop,
         )  # fmt: skip
     split = read_split(data, processor, evaluate_only)
-    if fresh and not evaluate_only:
-        config = replace(config, id2label=class_names(split.train))
+    if config.id2label == default_labels() and not evaluate_only:
+        names = class_names(split.train)
+        if len(names) < 2:
+            raise UsageError(f"All pictures are '{names['0']}'; there is nothing to tell apart.")
+        config = replace(config, id2label=names)
 
     def batches(side: str, shuffle: bool) -> ImageBatches | None:
         images = getattr(split, side)

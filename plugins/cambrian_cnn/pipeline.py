@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cambrian.config import update
 from cambrian.data.images import ImageProcessor
 from cambrian.generation.sampling import probabilities
-from cambrian.pipeline import Pipeline
+from cambrian.image_pipeline import FeaturePipeline
 from cambrian.runtime import Array
 from cambrian_cnn.config import CNNConfig
 
@@ -31,7 +31,7 @@ class ClassificationOptions:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
 
 
-class ImageClassification(Pipeline):
+class ImageClassification(FeaturePipeline):
     """The class of each picture file: {"input", "label", "score", "scores"}."""
 
     options = ClassificationOptions
@@ -53,13 +53,18 @@ class ImageClassification(Pipeline):
             for name, row in zip(inputs, probabilities(logits), strict=True)
         ]
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.config.labels
+
     def show(self, result: Any) -> str:
         return f"{result['label']}  {result['score']:.4f}"
 
     def compute(self, pixels: NDArray[np.uint8], batch_size: int = 64) -> tuple[Any, Any]:
         """Logits (N, K) and features (N, F) of pictures (N, C, H, W) uint8."""
+        dtype = self.session.signatures["model"].inputs[0].dtype
         found = [
-            self.session.run("model", {"pixel_values": self.processor.normalize(part)})[0]
+            self.session.run("model", {"pixel_values": self.processor.normalize(part, dtype)})[0]
             for part in np.split(pixels, range(batch_size, len(pixels), batch_size))
         ]
         logits, features = (

@@ -19,7 +19,8 @@ class GANConfig:
     hidden_sizes: of the generator's layers, from the noise on; the discriminator has them in
         reverse.
     loss: what the two play for, see `losses`.
-    gradient_penalty, penalty_weight: on the discriminator, see `losses`.
+    gradient_penalty, penalty_weight: on the discriminator, see `losses`; the paper of "wgan" gives
+        it a weight of 10.
     discriminator_steps: steps of the discriminator for each of the generator.
     discriminator_lr: its learning rate where that is another than the generator's (Heusel et al.
         2017); 0 for the same.
@@ -102,7 +103,8 @@ class DCGANConfig(GANConfig):
 class ResNetGANConfig(DCGANConfig):
     """A residual pair (Miyato et al. 2018, appendix; without norms, Huang et al. 2024).
 
-    spectral_norm: divides the discriminator's weights by their largest singular value.
+    spectral_norm: divides the weights of the discriminator's layers, though not of its class
+        embedding, by their largest singular value.
     batch_norm: in the generator.
     """
 

@@ -14,6 +14,8 @@ from cambrian.data.images import (
     class_numbers,
     read_split,
 )
+from cambrian.errors import UsageError
+from cambrian.image_pipeline import require_extractor
 from cambrian_gan.config import GANConfig
 
 
@@ -24,8 +26,17 @@ def prepare(
     evaluate_only: bool = False,
 ) -> Prepared:
     """Pixels in [-1, 1], with classes for a conditional model. There is no held-out loss: what is
-    held out (or else all) is what made pictures are compared with."""
+    held out (or else all) is what made pictures are compared with.
+
+    UsageError for settings that cannot work.
+    """
     data, train = recipe.data, recipe.train
+    if train.batch_size < 2:
+        raise UsageError("A GAN compares the pictures of a batch; batch_size must be at least 2.")
+    if data.extractor:
+        require_extractor(data.extractor)
+    elif train.score:
+        raise UsageError("train.score needs a classifier's folder: --set extractor=FOLDER.")
     processor = processor or ImageProcessor(
         image_size=config.image_size, num_channels=config.num_channels, mean=0.5, std=0.5,
         crop=data.crop,

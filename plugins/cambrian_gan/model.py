@@ -47,13 +47,15 @@ class Discriminator(nn.Module):
     def __init__(self, config: GANConfig, features: nn.Module, size: int) -> None:
         super().__init__()
         self.features = features
-        self.logit = nn.Linear(size, 1)
+        last = nn.Linear(size, 1)
+        normed = isinstance(config, ResNetGANConfig) and config.spectral_norm
+        self.logit = networks.SpectralNorm(last) if normed else last
         self.classes = embedding(config, size)
         if self.classes is not None:
             nn.init.zeros_(self.classes.weight)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Tensor:
-        features = self.features(pixel_values.to(self.logit.weight.dtype))
+        features = self.features(pixel_values.to(next(self.features.parameters()).dtype))
         logits = self.logit(features)[:, 0].float()
         if self.classes is not None:
             logits = logits + (features.float() * self.classes(labels).float()).sum(1)

@@ -154,7 +154,7 @@ def resnet_generator(noise: int, config: ResNetGANConfig) -> nn.Module:
 
 
 def resnet_features(config: ResNetGANConfig) -> tuple[nn.Module, int]:
-    """Halved by residual blocks, and the mean of what is left."""
+    """Halved by residual blocks."""
     sizes = config.hidden_sizes[::-1]
     blocks = [DownBlock(*pair, config.spectral_norm) for pair in pairwise((sizes[0], *sizes))]
     first = nn.Conv2d(config.num_channels, sizes[0], 3, padding=1)

@@ -14,6 +14,7 @@ from cambrian.config import update
 from cambrian.errors import UsageError, nearest
 from cambrian.image_pipeline import Bytes, ImageOptions, ImagePipeline
 from cambrian.runtime import Array
+from cambrian.scores import Scores
 from cambrian_gan.config import GANConfig
 
 
@@ -21,7 +22,7 @@ from cambrian_gan.config import GANConfig
 class GANOptions(ImageOptions):
     """label: the class to make, of a conditional model; "" for all in turn."""
 
-    label: str = ""
+    label: str | int = ""
 
 
 class GANPipeline(ImagePipeline):
@@ -39,7 +40,7 @@ class GANPipeline(ImagePipeline):
                 "how many with --count and which with --seed."
             )
         latents = pictures.noise((self.config.latent_size,), settings.seed, range(settings.count))
-        columns, labels = settings.columns, self.classes(range(settings.count), settings.label)
+        columns, labels = settings.columns, self.classes(range(settings.count), str(settings.label))
         if settings.interpolate:
             columns = columns or settings.interpolate + 1
             latents = pictures.between(latents, settings.interpolate)
@@ -82,7 +83,17 @@ class GANPipeline(ImagePipeline):
 
     def sample(self, numbers: Sequence[int], settings: Any) -> Bytes:
         latents = pictures.noise((self.config.latent_size,), settings.seed, numbers)
-        return self.pixels(latents, self.classes(numbers, settings.label), settings.batch_size)
+        return self.pixels(latents, self.classes(numbers, str(settings.label)), settings.batch_size)
+
+    def score(self, examples: Sequence[tuple[Any, Any]], **options: Any) -> Scores | None:
+        """As of other pictures; UsageError without an extractor, for there is no other figure."""
+        found = super().score(examples, **options)
+        if found is None:
+            raise UsageError(
+                "A GAN has no loss that says how good it is; name a classifier whose features are "
+                "compared: --option extractor=FOLDER (cambrian train cnn makes one)."
+            )
+        return found
 
     def probe(self) -> Mapping[str, Array]:
         """The brightest quarters of eight pictures, on small batches."""

@@ -8,6 +8,8 @@ from typing import Self
 from cambrian.config import Recipe
 from cambrian.data import Prepared
 from cambrian.data.images import PROCESSOR, Examples, ImageBatches, ImageProcessor, read_split
+from cambrian.errors import UsageError
+from cambrian.image_pipeline import require_extractor
 from cambrian_vae.config import VAEConfig
 from cambrian_vae.kl_config import AutoencoderKLConfig
 
@@ -41,7 +43,14 @@ def prepare_kl(
     processor: ImageProcessor | None = None,
     evaluate_only: bool = False,
 ) -> Prepared:
-    """Pixels in [-1, 1], of `sample_size` both ways unless the processor says otherwise."""
+    """Pixels in [-1, 1], of `sample_size` both ways unless the processor says otherwise.
+
+    UsageError for channels that no picture has.
+    """
+    if config.in_channels not in (1, 3):
+        raise UsageError(
+            f"in_channels is {config.in_channels}, but pictures are grey (1) or in colour (3)."
+        )
     processor = processor or KLProcessor(
         image_size=(config.sample_size, config.sample_size),
         num_channels=config.in_channels,
@@ -60,6 +69,8 @@ def prepared(
 ) -> Prepared:
     """Batches of pictures, whatever their labels."""
     data, train = recipe.data, recipe.train
+    if data.extractor:
+        require_extractor(data.extractor)
     split = read_split(data, processor, evaluate_only)
     training, validation = (
         ImageBatches(side, processor, data, train.batch_size, train.seed, shuffle=shuffle)

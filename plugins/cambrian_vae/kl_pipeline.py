@@ -11,8 +11,9 @@ import numpy as np
 from cambrian import pictures
 from cambrian.config import update
 from cambrian.errors import UsageError
-from cambrian.image_pipeline import Bytes
+from cambrian.image_pipeline import Bytes, compared
 from cambrian.runtime import Array
+from cambrian.scores import Scores
 from cambrian_vae.kl_config import AutoencoderKLConfig
 from cambrian_vae.pipeline import Floats, VAEOptions, VAEPipeline, beside
 from cambrian_vae.tiling import tiled_decode, tiled_encode
@@ -25,6 +26,11 @@ class KLOptions(VAEOptions):
 
     tile: int = 512
     batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tile < 0 or self.tile % 32:
+            raise ValueError(f"tile must be 0 or a multiple of 32, not {self.tile}")
 
 
 class KLPipeline(VAEPipeline):
@@ -61,8 +67,10 @@ class KLPipeline(VAEPipeline):
         if not tile or max(pixels.shape[2:]) <= tile:
             return super().latents(pixels, settings)
 
+        dtype = self.session.signatures["encoder"].inputs[0].dtype
+
         def encode(part: Floats) -> Floats:
-            found, _ = self.session.run("encoder", {"pixel_values": part})
+            found, _ = self.session.run("encoder", {"pixel_values": part.astype(dtype)})
             return np.concatenate([found["mean"], found["logvar"]], axis=1, dtype=np.float32)
 
         moments = tiled_encode(encode, self.processor.normalize(pixels), tile, 0.25)
@@ -74,11 +82,26 @@ class KLPipeline(VAEPipeline):
         if not tile or max(latents.shape[2:]) <= tile:
             return super().pixels(latents, settings)
 
+        dtype = self.session.signatures["decoder"].inputs[0].dtype
+
         def decode(part: Floats) -> Floats:
-            found, _ = self.session.run("decoder", {"latents": part})
+            found, _ = self.session.run("decoder", {"latents": part.astype(dtype)})
             return np.asarray(found["pixel_values"], np.float32)
 
         return self.processor.denormalize(tiled_decode(decode, latents, tile, 0.25))
+
+    def preview(self) -> bytes | None:
+        """None: noise is no picture to a model whose latents another one is to make."""
+        return None
+
+    def score(self, examples: Sequence[tuple[Any, Any]], **options: Any) -> Scores | None:
+        """With an extractor, how like their reconstructions are to the examples."""
+        settings = update(self.defaults, options, "options")
+        if not settings.extractor:
+            return None
+        given = np.stack([examples[n][0] for n in range(len(examples))])
+        mean, _ = self.latents(given, settings)
+        return compared(given, self.pixels(mean, settings), settings.extractor)
 
     def probe(self) -> Mapping[str, Array]:
         """The brightest quarters of three small pictures."""

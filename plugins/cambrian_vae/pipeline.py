@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,7 +12,12 @@ from numpy.typing import NDArray
 from cambrian import pictures
 from cambrian.config import update
 from cambrian.errors import UsageError
-from cambrian.image_pipeline import Bytes, ImageOptions, ImagePipeline
+from cambrian.image_pipeline import (
+    Bytes,
+    ImageOptions,
+    ImagePipeline,
+    require_equal_shapes,
+)
 from cambrian.runtime import Array
 from cambrian.scores import Scores
 from cambrian_vae.config import VAEConfig
@@ -71,8 +75,9 @@ class VAEPipeline(ImagePipeline):
 
     def latents(self, pixels: Bytes, settings: VAEOptions) -> tuple[Floats, Floats]:
         """Mean and log variance (N, L) of pictures (N, C, H, W)."""
+        dtype = self.session.signatures["encoder"].inputs[0].dtype
         found = [
-            self.session.run("encoder", {"pixel_values": self.processor.normalize(part)})[0]
+            self.session.run("encoder", {"pixel_values": self.processor.normalize(part, dtype)})[0]
             for part in np.split(pixels, range(settings.batch_size, len(pixels),
                                                settings.batch_size))
         ]  # fmt: skip
@@ -112,10 +117,9 @@ class VAEPipeline(ImagePipeline):
             if suffix not in (".npy", ".json", ".jsonl"):
                 raise UsageError("Latents are written as .npy or .json; end the name in one.")
             if suffix == ".npy":
-                target = io.BytesIO()
-                both = np.stack([np.stack([r["mean"], r["logvar"]]) for r in results])
-                np.save(target, both, allow_pickle=False)
-                return target.getvalue()
+                both = [np.stack([r["mean"], r["logvar"]]) for r in results]
+                require_equal_shapes(both)
+                return pictures.saved(np.stack(both))
         return super().encode(results, suffix)
 
     def score(self, examples: Sequence[tuple[Any, Any]], **options: Any) -> Scores | None:
@@ -131,8 +135,13 @@ class VAEPipeline(ImagePipeline):
         return replace(found, metrics={**active, **found.metrics})
 
     def probe(self) -> Mapping[str, Array]:
-        """The brightest quarters of eight pictures, on small batches."""
-        return self.brightest(self.sample(range(8), replace(self.defaults, seed=1, batch_size=3)))
+        """The brightest quarters of eight pictures, and which of their latents is largest when
+        they are encoded again, on small batches."""
+        settings = replace(self.defaults, seed=1, batch_size=3)
+        made = self.sample(range(8), settings)
+        noise = np.random.Generator(np.random.Philox(2)).integers(0, 256, made.shape, np.uint8)
+        mean, _ = self.latents(noise, settings)
+        return {**self.brightest(made), "largest": np.abs(mean.reshape(8, -1)).argmax(1)}
 
 
 def beside(pair: Sequence[Bytes]) -> Bytes:

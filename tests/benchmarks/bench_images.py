@@ -250,7 +250,7 @@ def bench_dcgan(folder: Path, steps: int) -> None:
         print(
             f"{name:<28}{step * 1e3:8.2f} ms/step {rows[0][1] / step:6.2f} x   Frechet "
             f"{m['frechet_distance_cnn']:.1f}   precision {m['precision_cnn']:.3f}   recall "
-            f"{m["recall_cnn"]:.3f}  classes {m['rarest_class']:.1%} to {m['commonest_class']:.1%}",
+            f"{m['recall_cnn']:.3f}  classes {m['rarest_class']:.1%} to {m['commonest_class']:.1%}",
             flush=True,
         )
 

@@ -77,7 +77,7 @@ def run(
         for result in results:
             print(pipeline.show(result))
         return
-    suffix = ".json" if as_json else "" if out is None else out.suffix
+    suffix = ".json" if as_json else "" if out is None else out.suffix.lower()
     data = pipeline.encode(results, suffix)
     if out is not None:
         write_bytes(out, data)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PROCESSOR = "preprocessor_config.json"
+MOST_PIXELS = 1 << 26  # that a processor may ask for
 Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +61,11 @@ class ImageProcessor(Processor):
         pixels = np.asarray(image, np.uint8)
         return pixels[None] if self.num_channels == 1 else pixels.transpose(2, 0, 1)
 
-    def normalize(self, pixels: Bytes) -> Floats:
-        """uint8 of any shape to what the model sees."""
+    def normalize(self, pixels: Bytes, dtype: str = "float32") -> NDArray[Any]:
+        """uint8 of any shape to what the model sees, reckoned in float32."""
         scale = np.float32(1 / (255 * self.std))
-        return pixels.astype(np.float32) * scale - np.float32(self.mean / self.std)
+        values = pixels.astype(np.float32) * scale - np.float32(self.mean / self.std)
+        return values.astype(dtype, copy=False)
 
     def denormalize(self, values: NDArray[Any]) -> Bytes:
         """The reverse, cut to the range of a picture and rounded."""
@@ -124,8 +125,14 @@ class ImageProcessor(Processor):
                 f"{file}: channels with means or deviations of their own are not supported; write "
                 "one value, the same for each."
             )
+        height, width = said.size.height, said.size.width
+        if min(height, width) < 1 or height * width > MOST_PIXELS:
+            raise BrokenFile(
+                f"{file}: {height} by {width} is no size of a picture; at most {MOST_PIXELS:,} "
+                "pixels are allowed."
+            )
         return cls(
-            image_size=(said.size["height"], said.size["width"]),
+            image_size=(height, width),
             num_channels=said.num_channels,
             mean=said.image_mean[0],
             std=said.image_std[0],
@@ -134,9 +141,15 @@ class ImageProcessor(Processor):
 
 
 @dataclass(frozen=True)
+class _Size:
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
 class _Saved:
-    size: dict[Literal["height", "width"], int]
-    num_channels: int
+    size: _Size
+    num_channels: Literal[1, 3]
     do_center_crop: bool
     image_mean: list[float]
     image_std: list[float]
@@ -162,7 +175,7 @@ def read_split(data: ImageData, processor: ImageProcessor, evaluate_only: bool =
     """
     from cambrian.registry import load_registry
 
-    require_sense(data)
+    require_sense(data, processor)
     datasets = load_registry().datasets
     given = read_images(data.source, processor.fit, datasets)
     if data.validation:
@@ -188,14 +201,16 @@ def read_split(data: ImageData, processor: ImageProcessor, evaluate_only: bool =
     return Split(train, held_out, summary)
 
 
-def require_sense(data: ImageData) -> None:
+def require_sense(data: ImageData, processor: ImageProcessor) -> None:
     """UsageError for settings that cannot be meant."""
     if not 0 <= data.validation_fraction < 1:
         raise UsageError(
             f"data.validation_fraction must be in [0, 1), not {data.validation_fraction}."
         )
-    if data.shift < 0:
-        raise UsageError(f"data.shift is a number of pixels, not {data.shift}.")
+    if not 0 <= data.shift < min(processor.image_size):
+        raise UsageError(
+            f"data.shift is a number of pixels less than a picture has, not {data.shift}."
+        )
 
 
 def _rank(picture: Bytes) -> int:
@@ -211,17 +226,22 @@ def _digest(*sides: Images) -> str:
     return digest.hexdigest()
 
 
-def class_names(images: Images) -> dict[str, str]:
-    """The labels by number, "0" to "n - 1", as config.json has them; numbers in their order.
-
-    UsageError where there are none.
-    """
+def require_labels(images: Images) -> tuple[str, ...]:
+    """The labels; UsageError where there are none."""
     if images.labels is None:
         raise UsageError(
             "The pictures have no labels; give a folder with a folder for each class, IDX files "
             "with their labels, or .npz or .parquet with labels."
         )
-    names = set(images.labels)
+    return images.labels
+
+
+def class_names(images: Images) -> dict[str, str]:
+    """The labels by number, "0" to "n - 1", as config.json has them; numbers in their order.
+
+    UsageError where there are none.
+    """
+    names = set(require_labels(images))
     numeric = all(name.isdecimal() for name in names)
     ordered = sorted(names, key=lambda name: (int(name), name)) if numeric else sorted(names)
     return {str(number): name for number, name in enumerate(ordered)}
@@ -230,7 +250,7 @@ def class_names(images: Images) -> dict[str, str]:
 def class_numbers(images: Images, id2label: Mapping[str, str]) -> NDArray[np.int64]:
     """The number of each picture's class; CambrianError for a label that the model lacks."""
     numbers = {name: int(number) for number, name in id2label.items()}
-    labels = images.labels or ()
+    labels = require_labels(images)
     if strange := sorted(set(labels) - numbers.keys()):
         raise CambrianError(
             f"The pictures have the label '{strange[0]}', which the model does not know; it knows "

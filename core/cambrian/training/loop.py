@@ -142,7 +142,9 @@ class Run:
             losses |= {prefix + name: value for name, value in found.items()}
             losses[f"{prefix}grad_norm"] = norm
         if self.averages:
-            torch._foreach_lerp_(self.averages, movable(self.model), 1 - self.train.ema)
+            # Shorter at first: an average over more steps than there were would hold the start.
+            decay = min(self.train.ema, (1 + self.done) / (10 + self.done))
+            torch._foreach_lerp_(self.averages, movable(self.model), 1 - decay)
         self.throughput.add(self.train.batch_size * self.train.accumulate * self.data.units_per_row)
         return losses
 
