@@ -82,6 +82,7 @@ class DCGANConfig(GANConfig):
     """
 
     hidden_sizes: tuple[int, ...] = (128, 64)
+    loss: LossName = "hinge"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,7 +109,5 @@ class ResNetGANConfig(DCGANConfig):
     batch_norm: in the generator.
     """
 
-    hidden_sizes: tuple[int, ...] = (128, 64)
-    loss: LossName = "hinge"
     spectral_norm: bool = True
     batch_norm: bool = True
