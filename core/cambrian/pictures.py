@@ -50,7 +50,7 @@ def between(ends: NDArray[np.float32], frames: int) -> NDArray[np.float32]:
         angle = math.acos(float(np.clip(first @ last / max(lengths, 1e-12), -1, 1)))
         for step in range(frames):
             t = step / frames
-            if angle < 1e-4:
+            if min(angle, math.pi - angle) < 1e-4:  # opposite ends have no one arc between them
                 walk.append((1 - t) * first + t * last)
             else:
                 weights = np.sin([(1 - t) * angle, t * angle]) / np.sin(angle)

@@ -91,12 +91,21 @@ def test_fit_crops_the_middle_or_squeezes_the_whole() -> None:
     [
         {"size": 28},
         {"size": {"height": "4", "width": 4}},
+        {"size": {"height": 4}},
+        {"size": {"height": 0, "width": 4}},
+        {"size": {"height": 10**5, "width": 10**5}},
         {"num_channels": "one"},
+        {"num_channels": 2},
         {"do_center_crop": None},
         {"image_mean": []},
         {"image_mean": [0.1, 0.2]},
         {"image_std": [0.0]},
         {"image_std": [-1.0]},
+        {"image_std": [float("nan")]},
+        {"image_mean": [float("nan")]},
+        {"do_rescale": False},
+        {"do_normalize": False},
+        {"rescale_factor": 1.0},
         {"image_std": "1"},
     ],
 )
@@ -174,7 +183,11 @@ def test_named_validation_is_all_of_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"validation_fraction": 1.0}, "must be in"), ({"shift": -1}, "number of pixels")],
+    [
+        ({"validation_fraction": 1.0}, "must be in"),
+        ({"shift": -1}, "number of pixels"),
+        ({"shift": 4}, "number of pixels"),
+    ],
 )
 def test_settings_without_sense(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
@@ -303,6 +316,8 @@ def test_classes_are_numbered_in_order() -> None:
 def test_class_numbers_and_a_strange_label() -> None:
     names = {"0": "ant", "1": "bee"}
     assert class_numbers(labelled("bee", "ant", "bee"), names).tolist() == [1, 0, 1]
+    with pytest.raises(UsageError, match="have no labels"):
+        class_numbers(numbered(2), names)
     with pytest.raises(CambrianError, match="'cat', which the model does not know; it knows ant"):
         class_numbers(labelled("ant", "cat"), names)
 

@@ -143,3 +143,9 @@ def test_a_sketch_is_dark_where_the_picture_is() -> None:
     shades = [pictures.SHADES.index(letter) for letter in lines[0][::2]]
     assert shades == sorted(shades) and set(shades) == set(range(10))
     assert len(pictures.sketch(np.full((1, 300, 3), 255, np.uint8)).split("\n")) == 1
+
+
+def test_a_walk_between_opposite_ends_is_straight() -> None:
+    end = np.ones((1, 4), np.float32)
+    walk = pictures.between(np.concatenate([end, -end]), 4)
+    np.testing.assert_allclose(walk, end * [[1.0], [0.5], [0.0], [-0.5], [-1.0]], atol=1e-6)

@@ -224,7 +224,8 @@ def test_a_class_counts_by_projection() -> None:
     model, given = built(**CLASSES).eval(), batch(labels=True)
     judge, pixels, labels = model.discriminator, given["pixel_values"], given["labels"]
     features = judge.features(pixels)
-    plain = F.linear(features, judge.logit.weight, judge.logit.bias)[:, 0]
+    last = [judge.get_parameter(f"logit.{name}") for name in ("weight", "bias")]
+    plain = F.linear(features, *last)[:, 0]
     assert judge.classes is not None
     torch.testing.assert_close(judge(pixels, labels), plain)  # at first no class counts
     torch.nn.init.normal_(judge.classes.weight)

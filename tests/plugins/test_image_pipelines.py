@@ -123,6 +123,7 @@ def test_a_label_asks_for_a_class_and_none_for_all_in_turn(zoo: Path) -> None:
     sevens = run(zoo, "classes", count=12, label="7")
     assert {result["label"] for result in sevens} == {"7"}
     assert distance(images(sevens[7:8]), images(turn[7:8])) <= 1
+    assert np.array_equal(images(run(zoo, "classes", count=12, label=7)), images(sevens))
     threes = run(zoo, "classes", count=12, label="3")
     assert distance(images(sevens), images(threes)) > 3
 
@@ -310,6 +311,8 @@ def test_without_an_extractor_there_is_nothing_to_say_of_a_generator(zoo: Path) 
     assert done.returncode == 2 and done.stdout == ""
     [error] = done.stderr.splitlines()
     assert error.startswith("error: ") and "--option extractor=FOLDER" in error
+    with pytest.raises(UsageError, match="extractor=FOLDER"):
+        api.evaluate(zoo / "gan-onnx", data=["printed-digits-nano"])
     with pytest.raises(UsageError, match="is no classifier of pictures; train one"):
         api.evaluate(zoo / "gan", extractor=str(zoo / "vae"))
 

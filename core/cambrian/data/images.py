@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -120,10 +121,17 @@ class ImageProcessor(Processor):
             said = msgspec.convert(read_json(file), _Saved)
         except msgspec.ValidationError as error:
             raise BrokenFile(f"{file} does not describe an image processor: {error}.") from error
-        if len({*said.image_mean}) != 1 or len({*said.image_std}) != 1 or said.image_std[0] <= 0:
+        if said.rescale_factor != 1 / 255 or not (said.do_rescale and said.do_normalize):
             raise BrokenFile(
-                f"{file}: channels with means or deviations of their own are not supported; write "
-                "one value, the same for each."
+                f"{file}: only pictures that are divided by 255 and normalised are supported; say "
+                "so there, with a mean of 0 and a deviation of 1 to leave them as they are."
+            )
+        means, stds = {*said.image_mean}, {*said.image_std}
+        sane = len(means) == len(stds) == 1 and math.isfinite(min(means)) and min(stds) >= 1e-6
+        if not (sane and math.isfinite(min(stds))):
+            raise BrokenFile(
+                f"{file}: image_mean and image_std must each be one finite value, the same for "
+                "every channel, and the deviation above 0."
             )
         height, width = said.size.height, said.size.width
         if min(height, width) < 1 or height * width > MOST_PIXELS:
@@ -150,9 +158,12 @@ class _Size:
 class _Saved:
     size: _Size
     num_channels: Literal[1, 3]
-    do_center_crop: bool
     image_mean: list[float]
     image_std: list[float]
+    do_center_crop: bool = False
+    do_rescale: bool = True
+    do_normalize: bool = True
+    rescale_factor: float = 1 / 255
 
 
 # -- data to train on -------------------------------------------------------------------------
