@@ -20,6 +20,9 @@ RUNS = (
     ("bench_text_memory.py",),
     ("bench_sentiment.py",),
     ("bench_translation.py",),
+    ("bench_images.py", "vae"),
+    ("bench_images.py", "dcgan"),
+    ("bench_images.py", "onnx"),
 )
 
 for name, *options in RUNS:
