@@ -55,7 +55,7 @@ class TrainConfig:
         bfloat16 where the device is fast at it.
     matmul: torch's float32 matmul precision; "medium" may compute in bf16 inside.
     ema: decay of an exponential moving average of the weights, which is then what is saved as
-        the model; 0 for none.
+        the model; 0 for none. The decay is (1 + n) / (10 + n) after n steps where that is less.
     evaluate_every, checkpoint_every, log_every: in steps; evaluation reads at most
         `evaluate_batches` batches, 0 for all.
     score: also measure the task's own figures (accuracy, BLEU, distances) at each evaluation.

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from cambrian.config import Recipe, TrainConfig
@@ -334,7 +335,8 @@ class TestShipped:
             if isinstance(entry, Entry):
                 config, recipe = registry.settings(registry.resolve(entry.name))
                 for key, value in entry.config.items():
-                    assert getattr(config, key) == value
+                    held = getattr(config, key)
+                    assert held == msgspec.convert(value, type(held))
                 assert recipe.train.steps > 0
 
     @pytest.mark.parametrize(

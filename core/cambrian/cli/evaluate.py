@@ -75,9 +75,9 @@ def evaluate(
         print(json.dumps({**scores.metrics, **confusion, **scores.facts}))
     else:
         for key, value in scores.metrics.items():
-            print(f"{key:<24}{value:.4f}")
+            print(f"{key:<19} {value:.4f}")
         for key, value in scores.facts.items():
-            print(f"{key:<24}{value}")
+            print(f"{key:<19} {value}")
         if scores.confusion is not None:
             print()
             text.table(*table(scores.confusion))

@@ -14,6 +14,8 @@ import typer
 
 from cambrian.registry import Problem
 
+WIDEST = 18
+
 
 def width() -> int | None:
     """Columns of the terminal, or None where standard output goes elsewhere."""
@@ -25,11 +27,19 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
 
 
+def shortened(cell: str) -> str:
+    """A cell that leaves room for others."""
+    return cell if len(cell) <= WIDEST else cell[: WIDEST - 1] + "…"
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows under a header, columns aligned, the last one cut at the terminal's edge."""
+    """Print rows under a header, columns aligned; on a terminal the last one is cut at its edge,
+    and those between it and the first at WIDEST."""
     lines = [list(header), *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header) - 1)]
     limit = width()
+    if limit is not None:
+        lines = [[x, *(shortened(cell) for cell in inner), y] for x, *inner, y in lines]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header) - 1)]
     for number, line in enumerate(lines):
         cells = (cell.ljust(w) for cell, w in zip(line[:-1], widths, strict=True))
         text = "  ".join([*cells, line[-1]]).rstrip()
