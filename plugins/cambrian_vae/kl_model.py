@@ -20,6 +20,7 @@ from cambrian.artifact import Port, Signature
 from cambrian.errors import UsageError
 from cambrian.model import Batch, Case, Graph, Losses, Model, Update
 from cambrian_vae.kl_config import AutoencoderKLConfig
+from cambrian_vae.likelihoods import divergence, normal
 
 EPSILON = 1e-6  # of every group norm
 LOGVAR_RANGE = (-30.0, 20.0)  # its exponential stays finite and above 0 in float32
@@ -238,15 +239,10 @@ class AutoencoderKL(Model):
                 f"autoencoder; make both sides multiples of {step}."
             )
         mean, logvar = (value.float() for value in self.encode(pixels))
-        if generator is None:
-            noise = torch.randn_like(mean)
-        else:
-            noise = torch.randn(mean.shape, generator=generator).to(mean.device)
-        latents = mean + (0.5 * logvar).exp() * noise
+        latents = mean + (0.5 * logvar).exp() * normal(mean.shape, mean, generator)
         decoded = self.decode(latents.to(self.decoder.conv_in.weight.dtype)).float()
         recon = 0.5 * (pixels.float() - decoded).square().sum((1, 2, 3)).mean()
-        divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
-        kl = divergence.sum((1, 2, 3)).mean()
+        kl = divergence(mean, logvar).mean()
         return {"loss": recon + self.config.kl_weight * kl, "recon": recon, "kl": kl}
 
     @torch.no_grad()

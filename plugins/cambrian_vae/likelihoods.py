@@ -1,8 +1,12 @@
-"""Log-likelihoods of pixels in [0, 1]. Shapes: x (B, C, H, W), output (..., B, C, H, W)."""
+"""Log-likelihoods of pixels in [0, 1], divergences and noise, by torch.
+
+Shapes: x (B, C, H, W), output (..., B, C, H, W).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -66,3 +70,10 @@ def log_normal(z: Tensor, mean: Tensor | float = 0.0, logvar: Tensor | float = 0
     variance = torch.as_tensor(logvar, device=z.device)
     squares = (z - mean).square() * (-variance).exp()
     return -0.5 * (squares + variance + math.log(2 * math.pi)).sum(-1)
+
+
+def normal(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise: by `generator`, which is the CPU's, or else by torch's own."""
+    if generator is None:
+        return torch.randn(tuple(shape), device=like.device)
+    return torch.randn(tuple(shape), generator=generator).to(like.device)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cambrian.artifact import Port, Signature
 from cambrian.model import Batch, Case, Graph, Losses, Model, Update
 from cambrian_vae.config import ConvVAEConfig, VAEConfig
-from cambrian_vae.likelihoods import divergence, log_likelihood, log_normal
+from cambrian_vae.likelihoods import divergence, log_likelihood, log_normal, normal
 
 ROWS = 16384  # latents that are decoded at a time when log p(x) is estimated
 LOGVAR_RANGE = (-20.0, 20.0)
@@ -212,10 +212,3 @@ def dense(sizes: Sequence[int]) -> list[nn.Module]:
     for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return layers
-
-
-def normal(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise: by `generator`, which is the CPU's, or else by torch's own."""
-    if generator is None:
-        return torch.randn(tuple(shape), device=like.device)
-    return torch.randn(tuple(shape), generator=generator).to(like.device)

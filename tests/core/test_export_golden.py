@@ -94,7 +94,7 @@ def test_a_missing_file_is_named(folder: Path) -> None:
 
 def test_an_edited_card_is_no_damage(folder: Path) -> None:
     (folder / "README.md").write_text("# My own words\n")
-    verify_artifact(folder, RUNTIME, "cpu")
+    assert verify_artifact(folder, RUNTIME, "cpu")["passed"]
 
 
 @pytest.mark.parametrize(

@@ -374,4 +374,5 @@ class TestShipped:
 
 
 def test_rows_are_json(toy: Plugins) -> None:
-    json.dumps([row._asdict() for row in toy.rows])
+    rows = json.loads(json.dumps([row._asdict() for row in toy.rows]))
+    assert [row["name"] for row in rows] == [row.name for row in toy.rows]
