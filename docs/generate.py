@@ -24,7 +24,20 @@ from cambrian_vae.kl_pipeline import KLOptions
 from cambrian_vae.pipeline import VAEOptions
 
 REFERENCE = Path(__file__).parent / "reference"
-VERBS = ("list", "info", "train", "eval", "export", "verify", "run", "plugins", "env")
+VERBS = (
+    "list",
+    "info",
+    "train",
+    "eval",
+    "export",
+    "verify",
+    "run",
+    "pull",
+    "lock",
+    "push",
+    "plugins",
+    "env",
+)
 SECTIONS = {
     "[model] of the architecture gpt": GPTConfig,
     "[model] of bert, bert-classifier, bert-tagger and bert-embedder": BertConfig,

@@ -14,7 +14,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cambrian.api import evaluate, export, load, open_checkpoint, resume, run, train, verify
+    from cambrian.api import (
+        evaluate,
+        export,
+        load,
+        lock,
+        open_checkpoint,
+        pull,
+        resume,
+        run,
+        train,
+        verify,
+    )
     from cambrian.artifact import Artifact, Port, Signature
     from cambrian.checkpoint import Checkpoint
     from cambrian.config import OptimizerConfig, Recipe, TrainConfig
@@ -41,7 +52,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "api": "evaluate export load open_checkpoint resume run train verify",
+    "api": "evaluate export load lock open_checkpoint pull resume run train verify",
     "artifact": "Artifact Port Signature",
     "checkpoint": "Checkpoint",
     "config": "OptimizerConfig Recipe TrainConfig",
@@ -97,7 +108,9 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "hookimpl",
     "load",
     "load_registry",
+    "lock",
     "open_checkpoint",
+    "pull",
     "resume",
     "run",
     "train",

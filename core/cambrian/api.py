@@ -10,7 +10,10 @@ from cambrian.artifact import Artifact
 from cambrian.checkpoint import CONFIG, GENERATION, read_config
 from cambrian.evaluation import evaluate
 from cambrian.files import read_json
+from cambrian.hub import Report
+from cambrian.hub.snapshot import silent
 from cambrian.loading import choose_runtime, load, open_checkpoint
+from cambrian.pulling import lock, pull
 from cambrian.registry import load_registry
 from cambrian.runs import Trained, resume, train
 
@@ -19,7 +22,9 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "lock",
     "open_checkpoint",
+    "pull",
     "resume",
     "run",
     "train",
@@ -47,12 +52,13 @@ def export(
     device: str = "cpu",
     force: bool = False,
     report: Callable[[str], None] = lambda what: None,
+    fetching: Report = silent,
 ) -> Artifact:
     """Export a checkpoint or a named model, and prove the export equal to it on `device`."""
     from cambrian.exporting.flow import export_model
 
     registry = load_registry()
-    checkpoint = open_checkpoint(target, registry)
+    checkpoint = open_checkpoint(target, registry, fetching)
     exporter = registry.pick("exporter", format)
     names = (CONFIG, GENERATION)
     files = {

@@ -2,24 +2,31 @@
 
     config.json   model.safetensors   processor files   generation_config.json   README.md
 
-The weights go by another name where the spec says so. A folder made elsewhere opens as well as our
-own: the architecture is told by our own mark in config.json or, without it, by the class and the
-`model_type` that the specs declare.
+The weights go by another name where the spec says so, may be in shards that an index names, and
+may be what torch.save wrote (pytorch_model.bin) where there is no safetensors file; that is
+converted once, into the user's cache. They are untrusted: names, shapes and number types in their
+headers are compared with the architecture before memory is taken for any of them.
+
+A folder made elsewhere opens as well as our own: the architecture is told by our own mark in
+config.json or, without it, by the class and the `model_type` that the specs declare.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 
 from cambrian.errors import BrokenFile, CambrianError, NotFound, UsageError, listed, nearest
 from cambrian.files import read_json, sha256, write_json, write_with
 from cambrian.specs import ModelSpec
+from cambrian.torch_files import converted, torch_name
+from cambrian.weight_files import DTYPES, Header, header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,8 +72,9 @@ class Checkpoint:
         """Build the module in float32 on the CPU, load the weights, set it to eval mode."""
         import torch
 
-        tensors = self.tensors(self.spec, self.config)
-        require_size(self.spec, self.config, tensors, self.path)
+        files = shards(self.path, self.spec.weights_file)
+        require_match(self.spec, self.config, read_outlines(files), self.path)
+        tensors = renamed(self.spec, self.config, read_tensors(files))
         with torch.random.fork_rng(devices=[]):
             model = self.spec.model.load()(self.config)
         load_tensors(model, tensors, self.path)
@@ -74,8 +82,8 @@ class Checkpoint:
 
     def tensors(self, spec: ModelSpec, config: Any) -> dict[str, Tensor]:
         """The weights under the names of `spec`'s module, which may be another than the own."""
-        tensors = read_tensors(self.path, self.spec.weights_file)
-        return tensors if spec.weights is None else spec.weights.load().load(tensors, config)
+        files = shards(self.path, self.spec.weights_file)
+        return renamed(spec, config, read_tensors(files))
 
     def processor(self) -> Processor:
         """Load the processor's files."""
@@ -87,14 +95,37 @@ class Checkpoint:
         return read_json(file) if file.is_file() else {}
 
     def weights_sha256(self) -> str:
-        """The sha256 of the weights' file, or of the shards' index."""
-        file = self.path / self.spec.weights_file
-        return sha256(file if file.is_file() else index_of(file))
+        """The sha256 of the weights' file as it lies in the folder, or of the shards' index."""
+        return sha256(find_weights(self.path, self.spec.weights_file))
+
+
+class Shard(NamedTuple):
+    """One of the files that hold a model's weights: as it lies in the folder, as a safetensors
+    file (the same, or converted from it), and the header of that, checked."""
+
+    source: Path
+    file: Path
+    header: Header
 
 
 def index_of(file: Path) -> Path:
     """Where the index of weights lies that `file` would hold, were they not in shards."""
     return file.with_name(f"{file.name}.index.json")
+
+
+def find_weights(folder: Path, weights_file: str) -> Path:
+    """The weights' file or its shards' index; what torch.save wrote only if there is no other.
+
+    NotFound if the folder has none of them.
+    """
+    ours, theirs = folder / weights_file, folder / torch_name(weights_file)
+    for file in (ours, index_of(ours), theirs, index_of(theirs)):
+        if file.is_file():
+            return file
+    raise NotFound(
+        f"{folder} holds no weights: neither {ours.name} nor {index_of(ours).name}, and no "
+        f"{theirs.name}."
+    )
 
 
 def recognise(description: Mapping[str, Any], specs: Iterable[ModelSpec], file: Path) -> ModelSpec:
@@ -190,66 +221,118 @@ def drop_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
-def read_tensors(folder: Path, weights_file: str) -> dict[str, Tensor]:
-    """Read the weights' file, or the shards that its index names."""
+def shards(folder: Path, weights_file: str) -> list[Shard]:
+    """The files that hold the weights; what torch.save wrote is converted.
+
+    NotFound if there are none, BrokenFile for an index or a file that is damaged.
+    """
+    found = find_weights(folder, weights_file)
+    files = read_index(found) if found.suffix == ".json" else {found: set[str]()}
+    for file in files:
+        if not file.is_file():
+            raise BrokenFile(f"{found} names {file.name}, which is missing. Download it again.")
+    return [open_shard(file, names) for file, names in files.items()]
+
+
+def open_shard(source: Path, names: set[str]) -> Shard:
+    """Read a file's header; BrokenFile if it is damaged or lacks one of the tensors `names`."""
+    file = converted(source) if source.suffix == ".bin" else source
+    found = header(file)
+    if lost := names - found.tensors.keys():
+        raise BrokenFile(f"{source} lacks '{min(lost)}', which its index says it holds.")
+    return Shard(source, file, found)
+
+
+def read_index(index: Path) -> dict[Path, set[str]]:
+    """The files beside an index that it names, with the tensors that each must hold."""
+    table = read_json(index, limit=64 << 20).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise BrokenFile(f"{index} has no weight_map.")
+    kind = Path(index.name.removesuffix(".index.json")).suffix
+    files: dict[Path, set[str]] = {}
+    for tensor, name in cast(dict[str, Any], table).items():
+        if not isinstance(name, str) or Path(name).name != name or name.startswith("."):
+            raise BrokenFile(f"{index} names the file {name!r}; only plain file names are allowed.")
+        if Path(name).suffix != kind:
+            raise BrokenFile(f"{index} names the file {name!r}, which is no {kind} file.")
+        files.setdefault(index.with_name(name), set()).add(tensor)
+    return files
+
+
+def read_outlines(files: Iterable[Shard]) -> dict[str, Tensor]:
+    """The weights without their numbers, on the meta device, as the files' headers have them."""
+    import torch
+
+    outlines: dict[str, Tensor] = {}
+    for shard in files:
+        for name, info in shard.header.tensors.items():
+            dtype = getattr(torch, DTYPES[info.dtype][0])
+            outlines[name] = torch.empty(info.shape, dtype=dtype, device="meta")
+    return outlines
+
+
+def read_tensors(files: Iterable[Shard]) -> dict[str, Tensor]:
+    """The weights, all numbers that are no whole ones in float32."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    files = shards(folder, weights_file)
     tensors: dict[str, Tensor] = {}
-    for file, names in files.items():
+    for shard in files:
         try:
-            held = load_file(file)
+            tensors |= load_file(shard.file)
         except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise BrokenFile(f"{file} is not a readable safetensors file ({error}).") from error
-        if names is not None and (lost := names - held.keys()):
-            raise BrokenFile(f"{file} lacks '{min(lost)}', which its index says it holds.")
-        tensors |= held
+            raise BrokenFile(
+                f"{shard.source} is not a readable safetensors file ({error})."
+            ) from error
     return {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in tensors.items()}
 
 
-def shards(folder: Path, weights_file: str) -> dict[Path, set[str] | None]:
-    """The files that hold the weights, each with the tensors it must hold (None: any)."""
-    whole = folder / weights_file
-    if whole.is_file():
-        return {whole: None}
-    index = index_of(whole)
-    if not index.is_file():
-        raise NotFound(f"{folder} holds no weights: neither {whole.name} nor {index.name}.")
-    table = read_json(index, limit=64 << 20).get("weight_map")
-    if not isinstance(table, dict) or not table:
-        raise BrokenFile(f"{index} has no weight_map.")
-    files: dict[Path, set[str] | None] = {}
-    for tensor, name in cast(dict[str, Any], table).items():
-        if not isinstance(name, str) or Path(name).name != name or name.startswith("."):
-            raise BrokenFile(f"{index} names the file {name!r}; only plain file names are allowed.")
-        held = files.setdefault(folder / name, set())
-        assert held is not None
-        held.add(tensor)
-    for file in files:
-        if not file.is_file():
-            raise BrokenFile(f"{index} names {file.name}, which is missing. Download it again.")
-    return files
+def renamed(spec: ModelSpec, config: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A file's tensors under the names of the module."""
+    return tensors if spec.weights is None else spec.weights.load().load(tensors, config)
 
 
-def require_size(spec: ModelSpec, config: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """BrokenFile for a config that would have far more numbers than the weights hold (tied ones
-    are held once): asked before any memory is taken for them."""
+def require_match(spec: ModelSpec, config: Any, outlines: dict[str, Tensor], path: Path) -> None:
+    """BrokenFile unless weights like these fit the module that the config describes; neither is
+    given memory. A family whose names need numbers to be told is asked again when they are there.
+    """
     import torch
 
-    held = sum(tensor.numel() for tensor in tensors.values())
     try:
         with torch.device("meta"):
-            wanted = sum(p.numel() for p in spec.model.load()(config).parameters())
+            model = spec.model.load()(config)
     except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
         reason = str(error).splitlines()[0]
         raise BrokenFile(f"{path / CONFIG} describes no model that can be: {reason}") from error
-    if wanted > 2 * held + 1_000_000:
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    held = sum(tensor.numel() for tensor in outlines.values())
+    if wanted > 2 * held + 1_000_000:  # tied ones are held once
         raise BrokenFile(
             f"{path} describes a model of {wanted:,} numbers, but its weights hold {held:,}; the "
             "weights are of another model, or config.json is damaged."
         )
+    try:
+        with equal_by_shape():
+            named = renamed(spec, config, outlines)
+    except (RuntimeError, TypeError):
+        return
+    require_fit(model, named, path)
+
+
+def equal_by_shape() -> AbstractContextManager[Any]:
+    """Let `torch.equal` compare shapes, since tensors on the meta device have nothing else: what
+    ties two names may compare them."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class ByShape(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            if func in (torch.equal, torch.Tensor.equal):
+                return args[0].shape == args[1].shape
+            return func(*args, **(kwargs or {}))
+
+    return ByShape()
 
 
 def keep_fitting(model: Model, tensors: Mapping[str, Tensor], path: Path) -> Kept:
@@ -281,22 +364,34 @@ def load_tensors(model: Model, tensors: Mapping[str, Tensor], path: Path) -> Non
 
     A parameter known by several names (tied) is found under any of them.
     """
-    own = model.state_dict()
+    require_fit(model, tensors, path)
+    model.load_state_dict(dict(tensors), strict=False)
+
+
+def require_fit(model: Model, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """BrokenFile unless the tensors are those of the module, by name, shape and kind of number."""
+    own: dict[str, Tensor] = model.state_dict(keep_vars=True)  # tied ones are one object then
     if unknown := sorted(tensors.keys() - own.keys()):
         raise BrokenFile(
             f"{path} holds {listed(unknown)}, which this architecture does not have: the weights "
             "are of another one, or damaged; check config.json or download them again."
         )
-    for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape:
-            raise BrokenFile(
-                f"{path}: '{name}' has shape {tuple(tensor.shape)}, but the config makes it "
-                f"{tuple(own[name].shape)}."
-            )
-    found = {own[name].data_ptr() for name in tensors}
-    if missing := [n for n in own if n not in tensors and own[n].data_ptr() not in found]:
+    if wrong := [n for n, tensor in tensors.items() if tensor.shape != own[n].shape]:
+        shapes = [f"'{n}' {tuple(tensors[n].shape)} for {tuple(own[n].shape)}" for n in wrong]
+        raise BrokenFile(
+            f"{path} has weights of another shape than the config makes: {listed(shapes)}; check "
+            "config.json or download them again."
+        )
+    floats = [n for n in tensors if own[n].is_floating_point()]
+    if whole := [n for n in floats if not tensors[n].is_floating_point()]:
+        types = [f"'{n}' ({str(tensors[n].dtype).removeprefix('torch.')})" for n in whole]
+        raise BrokenFile(
+            f"{path} holds {listed(types)} where real numbers belong: the weights are quantised, "
+            "or of another architecture."
+        )
+    found = {id(own[name]) for name in tensors}
+    if missing := [name for name, tensor in own.items() if id(tensor) not in found]:
         raise BrokenFile(
             f"{path} lacks {listed(missing)}: the weights are of another architecture, or damaged; "
             "check config.json or download them again."
         )
-    model.load_state_dict(dict(tensors), strict=False)

@@ -11,7 +11,9 @@ from cambrian.artifact import MANIFEST, Artifact
 from cambrian.checkpoint import Checkpoint
 from cambrian.config import Changes, Recipe, apply, read_changes
 from cambrian.errors import UsageError
-from cambrian.loading import checkpoint_of, load, make_pipeline
+from cambrian.hub import Report
+from cambrian.hub.snapshot import silent
+from cambrian.loading import checkpoint_in, folder_for, load, make_pipeline
 from cambrian.registry import load_registry
 from cambrian.runs import RECIPE, TRAIN, Wishes, absolute
 
@@ -25,6 +27,7 @@ def evaluate(
     data: Sequence[str] = (),
     settings: Sequence[str] | Changes = (),
     device: str = "auto",
+    fetching: Report = silent,
     **options: Any,
 ) -> Scores:
     """Measure a model on held-out data: what `data` names, whole, or else the held-out part of
@@ -35,9 +38,9 @@ def evaluate(
     """
     registry = load_registry()
     resolved = registry.resolve(str(target))
-    folder = resolved.folder
-    if folder is None or not (folder / MANIFEST).is_file():
-        checkpoint = checkpoint_of(resolved, registry, str(target))
+    folder = folder_for(resolved, registry, str(target), fetching)
+    if not (folder / MANIFEST).is_file():
+        checkpoint = checkpoint_in(resolved, registry, folder)
         return evaluate_checkpoint(checkpoint, data, settings, device, options)
     if not data:
         raise UsageError("An exported folder knows no data; name some with --data.")

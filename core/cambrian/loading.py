@@ -6,12 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cambrian import hub
 from cambrian.artifact import MANIFEST, Artifact
 from cambrian.checkpoint import CONFIG, GENERATION, Checkpoint, read_config
 from cambrian.config import update
 from cambrian.errors import CambrianError, UsageError, nearest
 from cambrian.files import read_json
+from cambrian.hub import Report
+from cambrian.hub.snapshot import silent
+from cambrian.pulling import folder_of
 from cambrian.registry import Registry, Resolved, load_registry
 from cambrian.specs import ModelSpec, RuntimeSpec
 
@@ -21,24 +23,33 @@ if TYPE_CHECKING:
     from cambrian.runtime import Session
 
 
-def open_checkpoint(target: str | Path, registry: Registry | None = None) -> Checkpoint:
+def open_checkpoint(
+    target: str | Path, registry: Registry | None = None, report: Report = silent
+) -> Checkpoint:
     """Open a checkpoint by folder, by the name of an entry with weights, or by hf:// address."""
     registry = registry or load_registry()
-    return checkpoint_of(registry.resolve(str(target)), registry, str(target))
+    resolved = registry.resolve(str(target))
+    return checkpoint_in(resolved, registry, folder_for(resolved, registry, str(target), report))
 
 
-def checkpoint_of(resolved: Resolved, registry: Registry, target: str) -> Checkpoint:
-    """The checkpoint that a target stands for; UsageError if it has no weights yet."""
+def folder_for(
+    resolved: Resolved, registry: Registry, target: str, report: Report = silent
+) -> Path:
+    """The folder that a target stands for, fetched if need be; UsageError if it has no weights."""
     if resolved.folder is not None:
-        return Checkpoint.open(resolved.folder, registry.models.values())
+        return resolved.folder
     if resolved.uri is None:
         folder = f" (for the folder, write ./{target})" if Path(target).is_dir() else ""
         raise UsageError(
             f"'{target}' has no weights yet{folder}; train it first: "
             f"cambrian train {target} -o FOLDER."
         )
+    return folder_of(resolved, registry, report)
+
+
+def checkpoint_in(resolved: Resolved, registry: Registry, folder: Path) -> Checkpoint:
+    """The checkpoint in a target's folder."""
     entry = resolved.entry
-    folder = hub.fetch(resolved.uri, entry.files if entry is not None else None)
     if resolved.spec is None or entry is None:
         return Checkpoint.open(folder, registry.models.values())
     # A Hub repository may leave things unsaid that the entry knows.
@@ -48,26 +59,27 @@ def checkpoint_of(resolved: Resolved, registry: Registry, target: str) -> Checkp
     return Checkpoint(folder, resolved.spec, config, description)
 
 
-def load(target: str | Path, *, device: str = "auto", runtime: str | None = None) -> Pipeline:
+def load(
+    target: str | Path,
+    *,
+    device: str = "auto",
+    runtime: str | None = None,
+    report: Report = silent,
+) -> Pipeline:
     """Return a pipeline, ready to call: of an exported folder, a checkpoint, or a named model.
 
     An exported folder runs on the runtime that its format names and needs no torch.
     """
     registry = load_registry()
     resolved = registry.resolve(str(target))
-    if resolved.folder is not None and (resolved.folder / MANIFEST).is_file():
-        folder = resolved.folder
+    folder = folder_for(resolved, registry, str(target), report)
+    if (folder / MANIFEST).is_file():
         manifest = Artifact.open(folder).manifest
         spec, kind = registry.pick("architecture", manifest.architecture), manifest.format
         config = read_config(read_json(folder / CONFIG), spec, folder / CONFIG)
     else:
-        checkpoint = checkpoint_of(resolved, registry, str(target))
-        folder, spec, config, kind = (
-            checkpoint.path,
-            checkpoint.spec,
-            checkpoint.config,
-            "safetensors",
-        )
+        checkpoint = checkpoint_in(resolved, registry, folder)
+        spec, config, kind = checkpoint.spec, checkpoint.config, "safetensors"
     engine = choose_runtime(registry, kind, runtime).runtime.load()()
     session = engine.open(folder, device)
     processor = spec.processor.load().load(folder)
@@ -104,8 +116,9 @@ def weights_of(target: str | Path) -> tuple[str, str]:
     """The architecture of a checkpoint or an exported folder, and the sha256 of its weights."""
     registry = load_registry()
     resolved = registry.resolve(str(target))
-    if resolved.folder is not None and (resolved.folder / MANIFEST).is_file():
-        manifest = Artifact.open(resolved.folder).manifest
+    folder = folder_for(resolved, registry, str(target))
+    if (folder / MANIFEST).is_file():
+        manifest = Artifact.open(folder).manifest
         return manifest.architecture, str(manifest.receipt["weights_sha256"])
-    checkpoint = checkpoint_of(resolved, registry, str(target))
+    checkpoint = checkpoint_in(resolved, registry, folder)
     return checkpoint.spec.name, checkpoint.weights_sha256()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cambrian.artifact import Signature
 from cambrian.runtime import Array
 
-Batch = Mapping[str, Tensor]
+Batch = dict[str, Tensor]
 Losses = Mapping[str, Tensor]  # scalars; "loss" is what is minimised, the rest is logged
 
 
@@ -24,6 +24,9 @@ class Update:
     The parameters of `module` move by the gradient of `loss(batch)["loss"]`; all others are
     frozen meanwhile. It happens in every `every`-th step. `optimizer` overrides fields of the
     run's OptimizerConfig for this update alone.
+
+    The updates of a step are given one and the same batch, and a loss may leave in it, under a
+    name of its own, what a later one can use; where an update is not due, nothing is left.
     """
 
     name: str

@@ -31,7 +31,7 @@ from cambrian.checkpoint import (
 from cambrian.config import Changes, Recipe, apply, as_changes, parse_settings, read_changes
 from cambrian.errors import CambrianError, NotFound, UsageError
 from cambrian.files import read_json, require_free, write_bytes, write_json
-from cambrian.loading import checkpoint_of, open_checkpoint
+from cambrian.loading import checkpoint_in, folder_for, open_checkpoint
 from cambrian.registry import Registry, load_registry
 from cambrian.specs import ModelSpec
 
@@ -97,7 +97,7 @@ def train(
     registry = load_registry()
     require_free(out, force, "give another folder, --force to replace it, or --resume to go on.")
     wishes = Wishes(file=config, settings=settings, data=data, validation=validation)
-    start = settle(registry, str(target), trainer, wishes, base)
+    start = settle(registry, str(target), trainer, wishes, base, report=report)
     if start.checkpoint is not None and start.checkpoint.path.resolve() == out.resolve():
         raise UsageError(f"{out} cannot be trained into itself; give another folder.")
     require_run(out)
@@ -123,7 +123,7 @@ def resume(
     record = read_json(out / TRAIN / RUN)
     wishes = Wishes(file=out / TRAIN / RECIPE)
     target, trainer = str(record["target"]), str(record["trainer"])
-    start = settle(registry, target, trainer, wishes, record.get("base"))
+    start = settle(registry, target, trainer, wishes, record.get("base"), report=report)
     job = prepare(registry, start, out, report, stop)
     require_same_data(out, job.data.summary)
     require_same_processor(out, job.data.processor)
@@ -176,7 +176,13 @@ class Start:
 
 
 def settle(
-    registry: Registry, target: str, trainer: str, wishes: Wishes, base: str | Path | None = None
+    registry: Registry,
+    target: str,
+    trainer: str,
+    wishes: Wishes,
+    base: str | Path | None = None,
+    *,
+    report: Report = silent,
 ) -> Start:
     """Decide a run's settings: the recipe, the entry's differences, the base's config, the
     caller's wishes."""
@@ -189,7 +195,8 @@ def settle(
         )
     checkpoint = None
     if own:
-        checkpoint = checkpoint_of(resolved, registry, target)
+        folder = folder_for(resolved, registry, target, report)
+        checkpoint = checkpoint_in(resolved, registry, folder)
         spec, config = checkpoint.spec, checkpoint.config
         recipe = spec.fine_tuning or spec.recipe
     else:
@@ -198,7 +205,7 @@ def settle(
         assert spec is not None  # what is neither a folder nor an address has an architecture
     if base is not None:
         base = named_for_good(registry, str(base))
-        checkpoint = open_checkpoint(base, registry)
+        checkpoint = open_checkpoint(base, registry, report)
         require_family(checkpoint, spec)
         config = carried_over(checkpoint.config, config)
         recipe = spec.fine_tuning or spec.recipe

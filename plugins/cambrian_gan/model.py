@@ -86,21 +86,25 @@ class GAN(Model):
         return networks.dense_features(self.config)
 
     def updates(self) -> Sequence[Update]:
-        """The discriminator's, then, every `discriminator_steps` steps, the generator's."""
+        """Every `discriminator_steps` steps the generator's, then the discriminator's.
+
+        In this order the discriminator learns from the pictures that the generator has just been
+        judged by, and they are made once.
+        """
         config = self.config
         rates: dict[str, Any] = {"lr": config.discriminator_lr} if config.discriminator_lr else {}
         return [
-            Update(
-                name="discriminator",
-                module=self.discriminator,
-                loss=self.discriminator_loss,
-                optimizer=rates,
-            ),
             Update(
                 name="generator",
                 module=self.generator,
                 loss=self.generator_loss,
                 every=config.discriminator_steps,
+            ),
+            Update(
+                name="discriminator",
+                module=self.discriminator,
+                loss=self.discriminator_loss,
+                optimizer=rates,
             ),
         ]
 
@@ -118,8 +122,10 @@ class GAN(Model):
     def discriminator_loss(self, batch: Batch) -> Losses:
         """The loss with its penalty, and what the discriminator thinks of both sides."""
         config, penalty = self.config, self.config.gradient_penalty
-        with torch.no_grad():
-            fake = self.make(batch).float()
+        fake = batch.pop("fake", None)
+        if fake is None:
+            with torch.no_grad():
+                fake = self.make(batch).float()
         real = batch["pixel_values"]
         if penalty in ("r1", "r1r2"):
             real, fake = real.detach().requires_grad_(), fake.requires_grad_()
@@ -137,8 +143,10 @@ class GAN(Model):
         return {"loss": loss + config.penalty_weight * size, "penalty": size, **figures}
 
     def generator_loss(self, batch: Batch) -> Losses:
-        """The loss alone."""
-        fake = self.judge(self.make(batch), batch)
+        """The loss alone; it leaves its pictures in the batch, as "fake"."""
+        made = self.make(batch)
+        batch["fake"] = made.detach().float()
+        fake = self.judge(made, batch)
         real = fake.detach()
         if self.config.loss == "relativistic":
             with torch.no_grad():

@@ -7,12 +7,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cambrian.checkpoint import Checkpoint, describe, recognise, save_weights, shards
+from cambrian.checkpoint import (
+    Checkpoint,
+    describe,
+    read_config,
+    recognise,
+    save_weights,
+    shards,
+)
 from cambrian.errors import BrokenFile, NotFound
 from cambrian.files import sha256, write_json
 from cambrian.registry import load_registry
@@ -20,6 +28,7 @@ from cambrian.runs import remove_run
 from cambrian.specs import ModelSpec
 from cambrian_gpt.config import GPTConfig
 from cambrian_gpt.model import GPT
+from cambrian_gpt.weights import GPTWeights
 
 WEIGHTS = "model.safetensors"
 SMALL = GPTConfig(vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2)
@@ -111,7 +120,12 @@ def test_own_mark_of_a_missing_plugin_is_named() -> None:
     [
         ({"n_layer": "two"}, "does not describe a gpt model"),
         ({"n_head": 3}, "does not describe a gpt model"),
-        ({"n_embd": 16}, r"'transformer.*' has shape|shape"),
+        (
+            {"n_embd": 16},
+            r"another shape than the config makes: '\S+' \(24,\) for \(48,\), .* and 26 more",
+        ),
+        ({"n_positions": 1 << 62}, "describes no model that can be"),
+        ({"n_positions": 1 << 40}, "describes a model of .* but its weights hold"),
     ],
 )
 def test_wrong_config_is_one_sentence(
@@ -141,9 +155,129 @@ def test_missing_and_unknown_tensors(folder: Path) -> None:
     save_file({k: v for k, v in tensors.items() if "ln_f.bias" not in k}, file)
     with pytest.raises(BrokenFile, match=r"ln_f\.bias"):
         opened(folder).model()
-    save_file(tensors | {"surprise": torch.zeros(1)}, file)
-    with pytest.raises(BrokenFile, match="surprise"):
+    strange = {f"surprise{i}": torch.zeros(1) for i in range(5)}
+    save_file(tensors | strange, file)
+    with pytest.raises(BrokenFile, match=r"holds \S+e0, \S+e1, \S+e2 and 2 more, which"):
         opened(folder).model()
+    quantised = {k: v.to(torch.int8) if "c_fc" in k else v for k, v in tensors.items()}
+    save_file(quantised, file)
+    with pytest.raises(BrokenFile, match=r"\(int8\), '\S+' \(int8\) and 1 more where real num"):
+        opened(folder).model()
+    save_file({k: v.half() for k, v in tensors.items()}, file)
+    assert next(opened(folder).model().parameters()).dtype == torch.float32
+
+
+def test_wrong_weights_are_known_by_their_header(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names and shapes are compared before a number is read or a module takes memory."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr("safetensors.torch.load_file", refuse)
+    with pytest.raises(AssertionError, match="were read"):
+        opened(folder).model()
+    for changes in ({"n_embd": 16}, {"n_layer": 3}, {"n_layer": 1}):
+        rewrite(folder, **{"n_embd": 8, "n_layer": 2, **changes})
+        with pytest.raises(BrokenFile, match=r"shape|lacks|holds"):
+            opened(folder).model()
+
+
+def test_a_family_may_need_the_numbers_to_name_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Particular(GPTWeights):
+        def load(self, tensors: Any, config: GPTConfig) -> dict[str, torch.Tensor]:
+            assert all(tensor.isfinite().all().item() for tensor in tensors.values())
+            return super().load(tensors, config)
+
+    monkeypatch.setattr("cambrian_gpt.weights.WEIGHTS", Particular())
+    assert opened(folder).model().state_dict()
+    rewrite(folder, n_embd=16)
+    with pytest.raises(BrokenFile, match="another shape"):
+        opened(folder).model()
+
+
+def as_torch(folder: Path, zipped: bool = True, name: str = "pytorch_model.bin") -> Path:
+    """Leave the weights as torch.save writes them."""
+    file = folder / name
+    torch.save(load_file(folder / WEIGHTS), file, _use_new_zipfile_serialization=zipped)
+    (folder / WEIGHTS).unlink()
+    return file
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_that_torch_wrote(folder: Path, zipped: bool) -> None:
+    whole = opened(folder).model().state_dict()
+    file = as_torch(folder, zipped)
+    assert opened(folder).weights_sha256() == sha256(file)
+    for _ in range(2):
+        for name, tensor in opened(folder).model().state_dict().items():
+            assert torch.equal(tensor, whole[name])
+    assert {path.name for path in folder.iterdir()} == {"config.json", file.name}
+    save_weights(folder, load_registry().models["gpt"], SMALL, GPT(SMALL))
+    assert opened(folder).weights_sha256() == sha256(folder / WEIGHTS)  # it comes first
+
+
+def test_shards_that_torch_wrote(folder: Path) -> None:
+    whole = opened(folder).model().state_dict()
+    table = split(folder)
+    index = folder / "pytorch_model.bin.index.json"
+    for name in set(table.values()):
+        torch.save(load_file(folder / name), folder / name.replace(".safetensors", ".bin"))
+        (folder / name).unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    names = {tensor: name.replace(".safetensors", ".bin") for tensor, name in table.items()}
+    write_json(index, {"weight_map": names})
+    assert opened(folder).weights_sha256() == sha256(index)
+    for name, tensor in opened(folder).model().state_dict().items():
+        assert torch.equal(tensor, whole[name])
+    first = min(names.values())
+    write_json(index, {"weight_map": {**names, "more": first}})
+    with pytest.raises(BrokenFile, match=f"{first} lacks 'more'"):
+        opened(folder).model()
+    write_json(index, {"weight_map": dict.fromkeys(names, "config.json")})
+    with pytest.raises(BrokenFile, match=r"'config\.json', which is no \.bin file"):
+        opened(folder).model()
+
+
+def test_a_bert_of_google_that_torch_wrote_equals_transformers(tmp_path: Path) -> None:
+    """The layout of prajjwal1/bert-tiny: a config of eleven keys without model_type, which opens
+    for whoever names the architecture, and weights in a .bin alone."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "hidden_size": 16, "hidden_act": "gelu", "initializer_range": 0.02, "vocab_size": 50,
+        "hidden_dropout_prob": 0.1, "num_attention_heads": 2, "type_vocab_size": 2,
+        "max_position_embeddings": 32, "num_hidden_layers": 2, "intermediate_size": 32,
+        "attention_probs_dropout_prob": 0.1,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    reference = transformers.BertForPreTraining(transformers.BertConfig(**sizes)).eval()
+    torch.save(reference.state_dict(), tmp_path / "pytorch_model.bin")
+    write_json(tmp_path / "config.json", sizes)
+    with pytest.raises(NotFound, match="has model_type None"):
+        opened(tmp_path)
+    spec = load_registry().models["bert"]
+    model: Any = Checkpoint(tmp_path, spec, read_config(sizes, spec, tmp_path), sizes).model()
+    ids = torch.randint(0, 50, (2, 7))
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        expected = reference(input_ids=ids, attention_mask=mask).prediction_logits
+        module = model.graphs()[0].module
+        found = module(input_ids=ids, attention_mask=mask, token_type_ids=0 * ids)
+    assert (found[0] - expected).abs().max() < 1e-5
+
+
+def test_code_in_weights_is_not_run(folder: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> Any:
+            return Path.touch, (folder / "owned",)
+
+    torch.save({"transformer.wte.weight": Attack()}, as_torch(folder))
+    with pytest.raises(BrokenFile, match=r"pytorch_model\.bin cannot be read as weights of torch"):
+        opened(folder).model()
+    assert not (folder / "owned").exists()
 
 
 def split(folder: Path) -> dict[str, str]:

@@ -77,9 +77,9 @@ def test_each_update_has_a_gradient_for_all_of_its_module_alone(
 
 def test_the_generator_moves_every_few_steps_and_the_rates_differ() -> None:
     turns = built(discriminator_steps=5, discriminator_lr=4e-4).updates()
-    assert [(turn.name, turn.every) for turn in turns] == [("discriminator", 1), ("generator", 5)]
+    assert [(turn.name, turn.every) for turn in turns] == [("generator", 5), ("discriminator", 1)]
     players = [Player(turn, OptimizerConfig(lr=1e-4, warmup_steps=0)) for turn in turns]
-    assert [player.config.lr for player in players] == [4e-4, 1e-4]
+    assert [player.config.lr for player in players] == [1e-4, 4e-4]
     same = [Player(turn, OptimizerConfig(lr=1e-4)) for turn in built().updates()]
     assert [player.config.lr for player in same] == [1e-4, 1e-4]
 
@@ -137,6 +137,15 @@ def test_the_losses_are_of_generated_pictures_and_the_batch() -> None:
         torch.testing.assert_close(
             model.generator_loss(given)["loss"], generator_loss(kind, *logits)
         )
+
+
+def test_the_discriminator_learns_from_the_pictures_that_the_generator_was_judged_by() -> None:
+    model, given = built(loss="wasserstein", gradient_penalty="r1").eval(), batch()
+    judged = -model.generator_loss(given)["loss"]
+    torch.testing.assert_close(model.discriminator_loss(given)["fake_logit"], judged)
+    assert given.keys() == batch().keys()  # used up: where no generator moves, new ones are made
+    fresh = model.discriminator_loss(given)["fake_logit"]
+    assert abs(fresh - judged) > 1e-6
 
 
 def test_penalties_are_weighed_and_added() -> None:

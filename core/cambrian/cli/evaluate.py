@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from cambrian.scores import Confusion
 
 
-RESERVED = {"target", "data", "settings", "device", "examples"}  # parameters of the calls below
+RESERVED = {
+    "target",
+    "data",
+    "settings",
+    "device",
+    "examples",
+    "fetching",
+}  # parameters of the calls below
 
 
 def evaluate(
@@ -61,7 +68,7 @@ def evaluate(
       cambrian eval runs/reviews --picture confusion.svg
     """
     from cambrian import api
-    from cambrian.cli.progress import say
+    from cambrian.cli.progress import Downloads, say
     from cambrian.scores import require_picture
 
     given = dict(map(parse_assignment, options or ()))
@@ -69,7 +76,14 @@ def evaluate(
         raise UsageError(f"--option {clash[0]} is no option of a task; see cambrian eval --help.")
     if picture is not None:
         require_picture(picture)
-    scores = api.evaluate(name, data=data or (), settings=settings or (), device=device, **given)
+    scores = api.evaluate(
+        name,
+        data=data or (),
+        settings=settings or (),
+        device=device,
+        fetching=Downloads().report,
+        **given,
+    )
     if as_json:
         confusion = {} if scores.confusion is None else {"confusion": asdict(scores.confusion)}
         print(json.dumps({**scores.metrics, **confusion, **scores.facts}))

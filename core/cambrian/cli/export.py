@@ -34,8 +34,9 @@ def export(
       cambrian export gpt2 gpt2-onnx --json
     """
     from cambrian import api
-    from cambrian.cli.progress import say
+    from cambrian.cli.progress import Downloads, say
 
+    downloads = Downloads()
     artifact = api.export(
         name,
         out or default_out(name, kind),
@@ -44,6 +45,7 @@ def export(
         device=provider,
         force=force,
         report=say,
+        fetching=downloads.report,
     )
     receipt = artifact.manifest.receipt
     if as_json:

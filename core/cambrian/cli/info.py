@@ -58,8 +58,24 @@ def facts_of(name: str, registry: Registry) -> dict[str, Any]:
         return folder_facts(resolved.folder)
     if resolved.spec is None:
         same = [e.name for e in registry.entries.values() if e.weights == resolved.uri]
-        return {"address": resolved.uri, "models": same, "note": "its config.json tells the rest"}
+        return {"address": resolved.uri, "models": same, **remote_facts(name)}
     return model_facts(resolved, resolved.spec, registry)
+
+
+def remote_facts(address: str) -> dict[str, Any]:
+    """What the Hub tells of a repository: its files, its config, and of its weights the header."""
+    from cambrian import pulling
+
+    found = pulling.look_at(address)
+    return {
+        "commit": found.plan.listing.location.revision,
+        "license": found.plan.listing.license or "not stated",
+        "gated": "yes" if found.plan.listing.gated else "no",
+        "files": {file.name: f"{file.size:,} bytes" for file in found.plan.needed},
+        "parameters": f"{found.parameters:,}" if found.parameters else "",
+        "dtypes": list(found.dtypes),
+        "config": found.config,
+    }
 
 
 def model_facts(resolved: Resolved, spec: ModelSpec, registry: Registry) -> dict[str, Any]:

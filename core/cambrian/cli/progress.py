@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from cambrian.errors import listed
 
@@ -45,7 +54,13 @@ class TrainingProgress:
         self.bar.stop()
 
     def report(self, event: Mapping[str, Any]) -> None:
-        """Show an event of the run."""
+        """Show an event of the run, or of the fetching of its base."""
+        if "notice" in event:
+            self.say(event["notice"])
+            return
+        if "file" in event:
+            self.fetching(event)
+            return
         if "base" in event:
             fresh = listed(event["fresh"]) or "nothing"
             left = f"; left out: {listed(event['left'])}" if event["left"] else ""
@@ -66,6 +81,14 @@ class TrainingProgress:
         if not self.console.is_terminal and now - self.said >= QUIET_SECONDS:
             self.said = now
             self.say(f"step {event['step']}/{total}: {line}")
+
+    def fetching(self, event: Mapping[str, Any]) -> None:
+        """A file of the base that is on its way."""
+        done, total, line = event["done"], event["total"], f"fetching {event['file']}"
+        self.bar.update(self.task, completed=done, total=total, description=line)
+        if not self.console.is_terminal and time.monotonic() - self.said >= QUIET_SECONDS:
+            self.said = time.monotonic()
+            self.say(f"{line}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
 
     def say(self, line: str) -> None:
         """A line that stays."""
@@ -112,3 +135,59 @@ def describe(event: Mapping[str, Any]) -> str:
 def say(line: str) -> None:
     """A line about the work, on standard error."""
     print(line, file=sys.stderr, flush=True)
+
+
+class Downloads:
+    """Shows what comes from the Hub, all files together, and what is worth knowing of it."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self.files: dict[str, tuple[int, int]] = {}
+        self.task: TaskID | None = None
+        self.said = time.monotonic()
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+
+    def report(self, event: Mapping[str, Any]) -> None:
+        """Show {"file", "done", "total"} in bytes, or {"notice"}; called from several threads."""
+        with self.lock:
+            if "notice" in event:
+                self.say(event["notice"])
+                return
+            self.files[event["file"]] = (event["done"], event["total"])
+            done, total = map(sum, zip(*self.files.values(), strict=True))
+            if self.console.is_terminal:
+                if self.task is None:
+                    self.task = self.bar.add_task("fetching", total=total)
+                self.bar.update(self.task, completed=done, total=total)
+            elif time.monotonic() - self.said >= QUIET_SECONDS:
+                self.said = time.monotonic()
+                self.say(f"fetching: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self.console.is_terminal:
+            self.bar.print(line)
+        else:
+            say(line)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cambrian.cli.completion import complete_model
-from cambrian.cli.progress import say
+from cambrian.cli.progress import Downloads, say
 from cambrian.config import parse_assignment
 from cambrian.errors import UsageError
 from cambrian.files import write_bytes
@@ -62,7 +62,8 @@ def run(
     named = {"seed": seed, "count": count}
     options |= {name: value for name, value in named.items() if value is not None}
     items = read_inputs(inputs, file) if inputs or file is not None else []
-    pipeline = api.load(name, device=provider, runtime=runtime)
+    with Downloads() as downloads:
+        pipeline = api.load(name, device=provider, runtime=runtime, report=downloads.report)
     if not items and not pipeline.inputless:
         items = read_inputs(inputs, file)
     say(f"runs on {pipeline.session.provider}")

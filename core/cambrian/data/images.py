@@ -64,8 +64,9 @@ class ImageProcessor(Processor):
 
     def normalize(self, pixels: Bytes, dtype: str = "float32") -> NDArray[Any]:
         """uint8 of any shape to what the model sees, reckoned in float32."""
-        scale = np.float32(1 / (255 * self.std))
-        values = pixels.astype(np.float32) * scale - np.float32(self.mean / self.std)
+        values = pixels.astype(np.float32)
+        values *= np.float32(1 / (255 * self.std))
+        values -= np.float32(self.mean / self.std)
         return values.astype(dtype, copy=False)
 
     def denormalize(self, values: NDArray[Any]) -> Bytes:
@@ -317,9 +318,11 @@ class ImageBatches:
         first, count = index * self.batch_size, len(self.images)
         if not self.shuffle:
             return np.arange(first, min(first + self.batch_size, count))
-        places = np.arange(first, first + self.batch_size)
-        epochs, places = np.divmod(places, count)
-        return np.array([self._order(int(e))[p] for e, p in zip(epochs, places, strict=True)])
+        last = first + self.batch_size
+        epochs = range(first // count, (last - 1) // count + 1)
+        return np.concatenate(
+            [self._order(e)[max(0, first - e * count) : last - e * count] for e in epochs]
+        )
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._orders:
@@ -351,9 +354,9 @@ def augmented(pixels: Bytes, data: ImageData, generator: np.random.Generator) ->
 def binarized(
     pixels: Bytes, how: Literal["threshold", "sample"], generator: np.random.Generator
 ) -> Bytes:
-    """Pictures of 0 and 255 alone."""
-    limit = 127.5 if how == "threshold" else generator.random(pixels.shape, np.float32) * 255
-    return np.where(pixels > limit, np.uint8(255), np.uint8(0))
+    """Pictures of 0 and 255 alone; "sample" takes a value of k for white k times in 255."""
+    limit = 127 if how == "threshold" else generator.integers(0, 255, pixels.shape, np.uint8)
+    return (pixels > limit).view(np.uint8) * np.uint8(255)
 
 
 class Examples(Sequence[tuple[Bytes, str | None]]):

@@ -6,43 +6,52 @@ from collections.abc import Mapping
 from typing import Any
 
 from cambrian.artifact import Manifest
+from cambrian.card import CARD, block, header, quoted, sealed
 
-CARD = "README.md"
+__all__ = ["CARD", "card"]
 
 
-def card(manifest: Manifest, summary: str, name: str) -> str:
-    """Write the card from the manifest and its receipt."""
-    found = manifest.receipt
-    graphs = "\n".join(f"- `{graph.file}`: graph `{key}`" for key, graph in manifest.graphs.items())
-    versions = ", ".join(f"{key} {value}" for key, value in found["versions"].items())
-    return f"""# {name}
+def card(
+    manifest: Manifest, summary: str, name: str, *, address: str = "", license: str = ""
+) -> str:
+    """Write the card from the manifest and its receipt; `address` is where the folder can be had,
+    by default `name`."""
+    found, place = manifest.receipt, address or name
+    graphs = "\n".join(
+        f"- {quoted(graph.file)}: graph {quoted(key)}" for key, graph in manifest.graphs.items()
+    )
+    versions = ", ".join(
+        f"{quoted(str(key))} {quoted(str(value))}" for key, value in found["versions"].items()
+    )
+    head = "\n".join(header(manifest.task, [manifest.architecture, manifest.format], license))
+    use = "\n".join(block(f"cambrian run {place}\ncambrian verify {'FOLDER' if address else name}"))
+    return sealed(f"""{head}
+# {quoted(name)}
 
-{manifest.architecture} ({summary}) for {manifest.task}, exported to {manifest.format} in \
-{manifest.precision} by Cambrian {manifest.cambrian}.
+{quoted(manifest.architecture)} ({quoted(summary)}) for {quoted(manifest.task)}, exported to \
+{quoted(manifest.format)} in {quoted(manifest.precision)} by Cambrian {quoted(manifest.cambrian)}.
 
 {graphs}
 
-    cambrian run {name}
-    cambrian verify {name}
-
+{use}
 ## Checked against the model
 
-Every output of every case, over all its elements, on {found["provider"]}: at most \
+Every output of every case, over all its elements, on {quoted(str(found["provider"]))}: at most \
 {found["max_abs_diff"]:.2g} off, where {found["limit"]:.0e} times the largest magnitude (at least \
 1) is allowed; largest elements agree in {found["argmax_agreement"]:.4%}; the pipeline's probe: \
-{found["probe"]}.
+{quoted(str(found["probe"]))}.
 
 | case | max difference | allowed | relative RMS | argmax agreement |
 |---|---|---|---|---|
 {_rows(found["cases"])}
 
-Weights sha256 `{found["weights_sha256"]}`; {versions}.
-"""
+Weights sha256 `{quoted(str(found["weights_sha256"]))}`; {versions}.
+""")
 
 
 def _rows(cases: list[Mapping[str, Any]]) -> str:
     return "\n".join(
-        f"| {case['name']} | {case['max_abs_diff']:.2g} | {case['allowed']:.2g} "
+        f"| {quoted(case['name'])} | {case['max_abs_diff']:.2g} | {case['allowed']:.2g} "
         f"| {case['relative_rms']:.2g} | {case['argmax_agreement']:.4%} |"
         for case in cases
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,8 @@ class Run:
         self.dtype = choose_precision(self.train.precision, self.device)
         self.model.to(self.device).train()
         self.players = [Player(u, job.recipe.optimizer) for u in self.model.updates()]
-        self.averages = [value.clone() for value in movable(self.model)] if self.train.ema else []
+        self.moving = movable(self.model)
+        self.averages = [value.clone() for value in self.moving] if self.train.ema else []
         self.losses: dict[str, Tensor] = {}  # the latest of every update, due or not
         self.done, self.best, self.best_step, self.waited = 0, math.inf, 0, 0
         self.last: dict[str, Any] = {}
@@ -144,7 +145,7 @@ class Run:
         if self.averages:
             # Shorter at first: an average over more steps than there were would hold the start.
             decay = min(self.train.ema, (1 + self.done) / (10 + self.done))
-            torch._foreach_lerp_(self.averages, movable(self.model), 1 - decay)
+            torch._foreach_lerp_(self.averages, self.moving, 1 - decay)
         self.throughput.add(self.train.batch_size * self.train.accumulate * self.data.units_per_row)
         return losses
 
@@ -228,12 +229,12 @@ class Run:
         if not self.averages:
             yield
             return
-        raw = [value.clone() for value in movable(self.model)]
-        copy_into(self.model, self.averages)
+        raw = [value.clone() for value in self.moving]
+        torch._foreach_copy_(self.moving, self.averages)
         try:
             yield
         finally:
-            copy_into(self.model, raw)
+            torch._foreach_copy_(self.moving, raw)
 
     def save(self) -> None:
         """Keep the state; without held-out data the last model is the one to publish."""
@@ -332,13 +333,6 @@ def movable(model: Model) -> list[Tensor]:
     without which averaged weights would meet the statistics of other ones."""
     buffers = [value for value in model.buffers() if value.is_floating_point()]
     return [*(parameter.detach() for parameter in model.parameters()), *buffers]
-
-
-@torch.no_grad()
-def copy_into(model: Model, values: Sequence[Tensor]) -> None:
-    """Overwrite what training moves, in the order of `movable`."""
-    for own, value in zip(movable(model), values, strict=True):
-        own.copy_(value)
 
 
 def unique(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -50,11 +50,13 @@ class Worker:
             master.grad = own.grad = None
         total: dict[str, Tensor] = {}
         for batch in batches:
-            losses = self.losses[index](batch)
-            (losses["loss"] / len(batches)).backward()
+            shares = self.losses[index](batch)
+            if len(batches) > 1:
+                shares = {name: loss / len(batches) for name, loss in shares.items()}
+            shares["loss"].backward()
             self._deliver(pairs)
-            for name, value in losses.items():
-                share = value.detach().float() / len(batches)
+            for name, value in shares.items():
+                share = value.detach().float()
                 total[name] = total[name] + share if name in total else share
         return total
 

@@ -1,0 +1,263 @@
+"""Requests to the Hub, by the client's session and token; each failure is one sentence.
+
+Answers are untrusted: what is read into memory is capped and its types are checked, and no header
+decides where anything is written.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from cambrian.errors import BrokenFile, CambrianError, UsageError
+from cambrian.hub.listing import Listing, RemoteFile
+from cambrian.hub.location import COMMIT, Location
+
+T = TypeVar("T")
+LISTING_LIMIT = 32 << 20  # bytes; about 100,000 files
+CONNECT_SECONDS = 10.0
+WAITS = [1.0, 2.0, 4.0, 8.0, 8.0]  # seconds before each new attempt
+LONGEST_WAIT = 120.0  # seconds; a server that asks for more is not waited for
+PASSING = {408, 429, 500, 502, 503, 504}
+
+
+class Unreachable(CambrianError):
+    """The Hub did not answer, or not now. `wait` is how many seconds it asks for, if it does."""
+
+    def __init__(self, message: str, wait: float | None = None) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+class RangeRefused(CambrianError):
+    """The server has nothing at the offset that was asked for."""
+
+
+class _Lfs(msgspec.Struct):
+    sha256: str
+    size: int
+
+
+class _Sibling(msgspec.Struct, rename="camel"):
+    rfilename: str
+    size: int | None = None
+    blob_id: str | None = None
+    lfs: _Lfs | None = None
+
+
+class _Model(msgspec.Struct, rename="camel"):
+    sha: str
+    siblings: list[_Sibling]
+    gated: bool | str = False
+    card_data: dict[str, Any] | None = None
+
+
+def offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids the network."""
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode()
+
+
+def endpoint() -> str:
+    """Where the Hub is: HF_ENDPOINT, by default huggingface.co."""
+    from huggingface_hub import constants
+
+    address = constants.ENDPOINT.rstrip("/")
+    parts = urlsplit(address)
+    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if parts.scheme != "https" and not local:
+        warnings.warn(
+            f"HF_ENDPOINT is {address}, which is not https: your token and what you fetch can be "
+            "read and changed on the way.",
+            stacklevel=2,
+        )
+    return address
+
+
+def file_url(location: Location, name: str) -> str:
+    """Where one file is served."""
+    revision = quote(location.revision, safe="")
+    return f"{endpoint()}/{location.repo}/resolve/{revision}/{quote(name)}"
+
+
+@contextmanager
+def get(url: str, location: Location, headers: Mapping[str, str] | None = None) -> Generator[Any]:
+    """Yield a streamed response (httpx's) with a status below 400.
+
+    A redirect to another origin is followed without the token. Raises Unreachable for what may
+    pass if one tries again, also while the body is read; UsageError or CambrianError for a refusal.
+    """
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.utils import build_hf_headers, get_session, httpx
+
+    asked = build_hf_headers(
+        library_name="cambrian", headers={"accept-encoding": "identity", **(headers or {})}
+    )
+    timeout = httpx.Timeout(read_seconds(), connect=CONNECT_SECONDS)
+    try:
+        with get_session().stream("GET", url, headers=asked, timeout=timeout) as response:
+            if response.status_code >= 400:
+                raise refusal(response.status_code, response.headers, location)
+            yield response
+    except OfflineModeIsEnabled as error:
+        raise Unreachable(f"{location} is not in the cache, and HF_HUB_OFFLINE is set.") from error
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+        reason = str(error) or type(error).__name__
+        raise Unreachable(
+            f"Cannot fetch {location} from {endpoint()} ({reason}). Check the network and "
+            "HF_ENDPOINT, then try again."
+        ) from error
+
+
+@contextmanager
+def translated(location: Location) -> Generator[None]:
+    """Turn what the client itself raises, where it is used for more than GET, into one sentence."""
+    from huggingface_hub import errors
+    from huggingface_hub.utils import httpx
+
+    repo = f"hf://{location.repo}"
+    try:
+        yield
+    except errors.HfHubHTTPError as error:
+        raise refusal(error.response.status_code, error.response.headers, location) from error
+    except errors.LocalTokenNotFoundError as error:
+        raise CambrianError(
+            f"{repo} needs a token: log in with `hf auth login` or set HF_TOKEN."
+        ) from error
+    except errors.OfflineModeIsEnabled as error:
+        raise Unreachable(f"{repo} cannot be reached: HF_HUB_OFFLINE is set. Unset it.") from error
+    except errors.HFValidationError as error:
+        raise UsageError(f"{repo} is no name of a repository ({error}).") from error
+    except (httpx.HTTPError, ConnectionError, RuntimeError) as error:
+        # The last two are raised by hf_xet, also where a server knows nothing of xet.
+        raise Unreachable(
+            f"Cannot reach {repo} at {endpoint()} ({error or type(error).__name__}). Check the "
+            "network and HF_ENDPOINT; on a Hub without xet, set HF_HUB_DISABLE_XET=1."
+        ) from error
+
+
+def read_seconds() -> float:
+    """How long a server may say nothing: HF_HUB_DOWNLOAD_TIMEOUT, 10 by default."""
+    from huggingface_hub import constants
+
+    return float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+
+
+def refusal(status: int, headers: Mapping[str, str], location: Location) -> CambrianError:
+    """What an answer of 400 and more means, by its status and the Hub's own code for it."""
+    code, said = headers.get("x-error-code", ""), headers.get("x-error-message", "")[:200]
+    repo = f"hf://{location.repo}"
+    login = "log in with `hf auth login` or set HF_TOKEN"
+    if said == "Invalid credentials in Authorization header":
+        return CambrianError(f"The Hub refuses the token: it is wrong or has expired; {login}.")
+    if status in PASSING:
+        what = "asks to wait (too many requests)" if status == 429 else f"fails (status {status})"
+        wait = seconds(headers.get("retry-after", ""))
+        return Unreachable(f"{endpoint()} {what} on {location}. Try again later.", wait)
+    if not code and status in (401, 404):
+        code = "RepoNotFound"
+    meanings: dict[str, CambrianError] = {
+        "GatedRepo": CambrianError(
+            f"{repo} is gated: accept its terms on {endpoint()}/{location.repo}, then {login}."
+        ),
+        "RevisionNotFound": UsageError(
+            f"{repo} has no revision '{location.revision}': check the branch, tag or commit."
+        ),
+        "EntryNotFound": BrokenFile(
+            f"{location} lists a file that it does not hold; report it to its owner."
+        ),
+        "RepoNotFound": UsageError(
+            f"{repo} does not exist, or is private: check the name, or {login}."
+        ),
+    }
+    if status == 416:
+        return RangeRefused(f"{location}: the server has no such range of bytes.")
+    what = f": {said}" if said else ""
+    other = CambrianError(f"{endpoint()} refuses {location} with status {status}{what}.")
+    return meanings.get(code, other)
+
+
+def seconds(text: str) -> float | None:
+    """A Retry-After in seconds; a date counts as none."""
+    return float(text) if text.isdecimal() and len(text) < 9 else None
+
+
+def patiently(attempt: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
+    """Call until it no longer raises Unreachable, at most as often as there are `WAITS`."""
+    for wait in WAITS:
+        try:
+            return attempt()
+        except Unreachable as error:
+            if offline() or (error.wait or 0) > LONGEST_WAIT:
+                raise
+            sleep(error.wait or wait)
+    return attempt()
+
+
+def read(
+    url: str, location: Location, limit: int, headers: Mapping[str, str] | None = None
+) -> bytes:
+    """A whole answer of at most `limit` bytes; BrokenFile for more."""
+    with get(url, location, headers) as response:
+        data = bytearray()
+        for chunk in response.iter_bytes():
+            data += chunk
+            if len(data) > limit:
+                raise BrokenFile(
+                    f"{endpoint()} answers with more than {limit} bytes where less was asked for; "
+                    f"nothing of {location} was used."
+                )
+        return bytes(data)
+
+
+def list_files(location: Location) -> Listing:
+    """Ask the Hub what is at a revision: one request. Raises as `get`, and BrokenFile for an
+    answer that makes no sense."""
+    revision = quote(location.revision, safe="")
+    url = f"{endpoint()}/api/models/{location.repo}/revision/{revision}?blobs=true"
+    data = read(url, location, LISTING_LIMIT)
+    try:
+        answer = msgspec.json.decode(data, type=_Model)
+        files = [remote_file(sibling) for sibling in answer.siblings if plain(sibling.rfilename)]
+        if not COMMIT.fullmatch(answer.sha):
+            raise ValueError(f"'{answer.sha[:50]}' is no commit")
+        if location.pinned and answer.sha != location.revision:
+            raise ValueError(f"it speaks of commit {answer.sha}")
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise BrokenFile(
+            f"{endpoint()} describes {location} in a way that makes no sense ({error}); is "
+            "HF_ENDPOINT a Hub?"
+        ) from error
+    known = (answer.card_data or {}).get("license")
+    return Listing(
+        Location(location.repo, answer.sha),
+        {file.name: file for file in sorted(files, key=lambda file: file.name)},
+        license=known if isinstance(known, str) else "",
+        gated=bool(answer.gated),
+    )
+
+
+def plain(name: str) -> bool:
+    """Whether a name is of a file at the top of a repository, and fit to be one on a disk."""
+    return name.isprintable() and not name.startswith(".") and not set(name) & set("/\\:")
+
+
+def remote_file(sibling: _Sibling) -> RemoteFile:
+    """One line of the Hub's listing; ValueError if it lacks a size or a hash."""
+    size = sibling.lfs.size if sibling.lfs is not None else sibling.size
+    digest = sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id
+    form = 64 if sibling.lfs is not None else 40
+    if size is None or size < 0 or digest is None or len(digest) != form:
+        raise ValueError(f"{sibling.rfilename[:100]} has no size or hash")
+    if set(digest) - set("0123456789abcdef"):
+        raise ValueError(f"the hash of {sibling.rfilename[:100]} is none")
+    if sibling.lfs is not None:
+        return RemoteFile(sibling.rfilename, size, sha256=digest)
+    return RemoteFile(sibling.rfilename, size, git_sha1=digest)

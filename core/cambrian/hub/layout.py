@@ -1,0 +1,119 @@
+"""The client's cache on disk: where things lie, and what lies there.
+
+    models--owner--repo/
+        blobs/<etag>                 contents, each named by its hash
+        snapshots/<commit>/<name>    links to them
+        refs/<branch>                the commit that a branch or tag was last seen at
+
+Source: huggingface_hub, docs/guides/manage-cache.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from cambrian.files import write_bytes
+from cambrian.hub.listing import Listing, RemoteFile
+from cambrian.hub.location import COMMIT, Location
+
+SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+KEEP = "cambrian-"  # our refs begin so: `hf cache prune` deletes what no ref names
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One repository's part of the cache at `root` (HF_HUB_CACHE)."""
+
+    root: Path
+    repo: str
+
+    @classmethod
+    def of(cls, repo: str) -> Layout:
+        """In the cache that the environment names."""
+        from huggingface_hub import constants
+
+        return cls(Path(constants.HF_HUB_CACHE), repo)
+
+    @property
+    def folder(self) -> Path:
+        """All of the repository."""
+        return self.root / self._name
+
+    @property
+    def _name(self) -> str:
+        return "models--" + self.repo.replace("/", "--")
+
+    def blob(self, file: RemoteFile) -> Path:
+        """A file's content."""
+        return self.folder / "blobs" / file.etag
+
+    def part(self, file: RemoteFile) -> Path:
+        """What has come of it so far; the client lists such names as incomplete."""
+        return self.folder / "blobs" / f"{file.etag}.cambrian.incomplete"
+
+    def lock(self, file: RemoteFile) -> Path:
+        """What the client locks, too, while it writes the content."""
+        return self.root / ".locks" / self._name / f"{file.etag}.lock"
+
+    def snapshot(self, commit: str) -> Path:
+        """The files of a commit."""
+        return self.folder / "snapshots" / commit
+
+    def commit(self, revision: str) -> str | None:
+        """The commit that a branch or a tag was last seen at, if it ever was."""
+        if COMMIT.fullmatch(revision):
+            return revision
+        try:
+            text = (self.folder / "refs" / revision).read_text("ascii")[:41].strip()
+        except (OSError, ValueError):
+            return None
+        return text if COMMIT.fullmatch(text) else None
+
+    def point(self, commit: str, file: RemoteFile) -> None:
+        """Have the snapshot name the content; a copy where the disk knows no links."""
+        pointer = self.snapshot(commit) / file.name
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        blob = self.blob(file)
+        target = os.path.relpath(blob, pointer.parent)
+        if pointer.is_symlink() and str(pointer.readlink()) == target:
+            return
+        fresh = pointer.with_name(f".{file.name}.{os.getpid()}.link")
+        fresh.unlink(missing_ok=True)
+        try:
+            fresh.symlink_to(target)
+        except OSError:
+            shutil.copyfile(blob, fresh)
+        fresh.replace(pointer)
+
+    def name_commit(self, commit: str, revision: str) -> None:
+        """Note what a branch is at, and protect the commit from `hf cache prune`."""
+        for name in {revision, KEEP + commit[:12]} - {commit}:
+            file = self.folder / "refs" / name
+            if not file.is_file() or file.read_bytes() != commit.encode():
+                write_bytes(file, commit.encode())
+
+    def listing(self, revision: str) -> Listing | None:
+        """What the cache holds of a revision, with the hashes that the contents are named by; None
+        if it holds nothing."""
+        commit = self.commit(revision)
+        if commit is None or not self.snapshot(commit).is_dir():
+            return None
+        found = [cached_file(path) for path in sorted(self.snapshot(commit).iterdir())]
+        files = {file.name: file for file in found if file is not None}
+        return Listing(Location(self.repo, commit), files)
+
+
+def cached_file(pointer: Path) -> RemoteFile | None:
+    """A snapshot's file by its link; None for what is no file, is hidden, or does not tell its hash
+    (a copy, where the disk knows no links)."""
+    if pointer.name.startswith(".") or not pointer.is_file():
+        return None
+    size = pointer.stat().st_size
+    held = pointer.readlink().name if pointer.is_symlink() else ""
+    if SHA256.fullmatch(held):
+        return RemoteFile(pointer.name, size, sha256=held)
+    return RemoteFile(pointer.name, size, git_sha1=held) if COMMIT.fullmatch(held) else None

@@ -1,0 +1,290 @@
+"""A repository at a revision as a local folder, every file of which was hashed."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from cambrian.errors import BrokenFile, CambrianError
+from cambrian.files import disk_failure, read_json
+from cambrian.hub import client, listing
+from cambrian.hub.layout import Layout
+from cambrian.hub.listing import Listing, RemoteFile
+from cambrian.hub.location import Location
+from cambrian.hub.lock import Pin, PinnedFile
+from cambrian.hub.record import Record, Verified, state
+from cambrian.hub.transfer import Report, Transfer, size_of
+from cambrian.weight_files import Header, header_size, parse_header
+
+THREADS = 4
+CONFIG = "config.json"
+
+
+def silent(event: Mapping[str, Any]) -> None:
+    """Nobody watches."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A verified folder: what it is a copy of, and the sha256 and size of each of its files."""
+
+    folder: Path
+    location: Location
+    files: Mapping[str, Verified]
+    license: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a fetch would do: the files it needs, and those of them that are not in the cache.
+    `folder` is where they would lie."""
+
+    listing: Listing
+    folder: Path
+    needed: tuple[RemoteFile, ...]
+    missing: tuple[RemoteFile, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is wanted of a repository.
+
+    `hashes` are the sha256 that files must have, by name. `only` names all the files there may be
+    (a lock's); without it the model's weights and what lies beside them are taken, the weights by
+    the first of `weights` that is there. `accept` looks at config.json before anything large comes,
+    and raises where the model is none that can be used.
+    """
+
+    hashes: Mapping[str, str] = field(default_factory=dict[str, str])
+    only: tuple[str, ...] | None = None
+    weights: Sequence[str] = listing.WEIGHTS
+    accept: Callable[[Path], object] = lambda file: None
+
+
+def fetch(
+    location: Location,
+    wish: Wish | None = None,
+    *,
+    report: Report = silent,
+    rehash: bool = False,
+) -> Snapshot:
+    """Return a folder with what is wanted, downloading what the cache lacks.
+
+    A pinned revision that was verified before asks nobody and hashes nothing, unless `rehash`.
+    Without a network, or with HF_HUB_OFFLINE, the cache must hold everything. Raises BrokenFile for
+    content that is not what was expected, UsageError for a name that does not exist, CambrianError
+    for every other failure; nothing unverified is ever returned.
+    """
+    wish = wish or Wish()
+    layout = Layout.of(location.repo)
+    try:
+        if location.pinned and not rehash:
+            record = Record.read(layout, location.revision)
+            if record is not None and satisfied(layout, record, wish):
+                return snapshot_of(layout, record)
+        worker = Worker(look(location, layout), layout, wish, report, rehash)
+        record = worker.finish(location.revision)
+        return snapshot_of(layout, record)
+    except OSError as error:
+        raise disk_failure(error, f"{location} into {layout.root}") from error
+
+
+def plan(location: Location, wish: Wish | None = None) -> Plan:
+    """What `fetch` would bring; this itself brings no more than config.json and an index."""
+    layout = Layout.of(location.repo)
+    found = look(location, layout)
+    try:
+        needed = Worker(found, layout, wish or Wish(), silent).needed()
+    except OSError as error:
+        raise disk_failure(error, f"{location} into {layout.root}") from error
+    missing = [file for file in needed if not layout.blob(file).is_file()]
+    return Plan(found, layout.snapshot(found.location.revision), tuple(needed), tuple(missing))
+
+
+def pin(location: Location, wish: Wish | None = None, *, report: Report = silent) -> Pin:
+    """What exactly is wanted at a location now, without its weights: the Hub tells the sha256 of
+    what is large; what is small is fetched and hashed."""
+    layout = Layout.of(location.repo)
+    try:
+        worker = Worker(look(location, layout), layout, wish or Wish(), report)
+        needed = worker.needed()
+        small = worker.bring([file for file in needed if file.sha256 is None])
+    except OSError as error:
+        raise disk_failure(error, f"{location} into {layout.root}") from error
+    files = {
+        file.name: PinnedFile(file.size, file.sha256 or small[file.name].sha256) for file in needed
+    }
+    found = worker.found.location
+    return Pin(found.repo, found.revision, files, worker.license)
+
+
+def remote_header(location: Location, file: RemoteFile) -> Header:
+    """The header of a safetensors file on the Hub: two requests for ranges of it, no weights."""
+    where = f"{file.name} of {location}"
+    url = client.file_url(location, file.name)
+
+    def first(count: int) -> bytes:
+        """The first bytes of the file."""
+        wanted = {"range": f"bytes=0-{count - 1}"}
+        return client.patiently(lambda: client.read(url, location, count, wanted))
+
+    size = header_size(first(min(64, file.size)), file.size, where)
+    return parse_header(first(size), file.size, where)
+
+
+def look(location: Location, layout: Layout) -> Listing:
+    """What is at a location: the Hub's word or, if it cannot be reached, the cache's."""
+    cached = layout.listing(location.revision)
+    if client.offline():
+        if cached is None:
+            raise client.Unreachable(
+                f"{location} is not in the cache ({layout.root}), and HF_HUB_OFFLINE is set. Unset "
+                "it, or fetch the model while there is a network."
+            )
+        return replace(cached, cut_off="HF_HUB_OFFLINE is set: unset it to fetch the rest.")
+    try:
+        if cached is not None:
+            return client.list_files(location)
+        return client.patiently(lambda: client.list_files(location))
+    except client.Unreachable as error:
+        if cached is None:
+            raise
+        return replace(cached, cut_off=str(error))
+
+
+def satisfied(layout: Layout, record: Record, wish: Wish) -> bool:
+    """Whether all that is wanted was verified and has not changed since."""
+    folder, files = layout.snapshot(record.commit), record.files
+    whole = record.weights == tuple(wish.weights)
+    return (
+        (whole if wish.only is None else set(wish.only) <= files.keys())
+        and all(n in files and files[n].sha256 == h for n, h in wish.hashes.items())
+        and all(held.fresh(folder / name) for name, held in files.items())
+    )
+
+
+def snapshot_of(layout: Layout, record: Record) -> Snapshot:
+    """The folder that a record speaks of."""
+    folder = layout.snapshot(record.commit)
+    return Snapshot(folder, Location(layout.repo, record.commit), record.files, record.license)
+
+
+class Worker:
+    """Brings the files of one listing into the cache and into the commit's folder."""
+
+    def __init__(
+        self,
+        found: Listing,
+        layout: Layout,
+        wish: Wish,
+        report: Report,
+        rehash: bool = False,
+    ) -> None:
+        self.found = found
+        self.layout = layout
+        self.wish = wish
+        self.report = report
+        self.folder = layout.snapshot(found.location.revision)
+        self.before = record = Record.read(layout, found.location.revision)
+        self.license = found.license or (record.license if record else "")
+        self.known = dict(record.files) if record is not None and not rehash else {}
+
+    def finish(self, revision: str) -> Record:
+        """Bring everything, note the commit under `revision`, and keep what was verified."""
+        files = self.bring(self.needed())
+        commit = self.found.location.revision
+        self.layout.name_commit(commit, revision)
+        whole = self.wish.only is None and not self.found.cut_off
+        weights = tuple(self.wish.weights) if whole else ()
+        record = Record(self.layout.repo, commit, files, self.license, weights)
+        kept = record
+        if self.before is not None and not whole:  # a part must not make a whole forgotten
+            kept = replace(self.before, files={**self.before.files, **files})
+        kept.write(self.layout)
+        return record
+
+    def needed(self) -> list[RemoteFile]:
+        """The wanted files. Brings config.json, and the index or manifest that tells what else
+        there is."""
+        names = list(self.wish.only) if self.wish.only is not None else self._names()
+        return listing.require(self.found, sorted({*names, *self.wish.hashes}))
+
+    def _names(self) -> list[str]:
+        names = listing.beside(self.found)
+        if listing.MANIFEST in names:
+            files = self._read(listing.MANIFEST).get("files")
+            return [*names, *(cast(dict[str, Any], files) if isinstance(files, dict) else ())]
+        if CONFIG in names:
+            self._bring_one(CONFIG)
+            self.wish.accept(self.folder / CONFIG)
+        weights = listing.weights(self.found, self.wish.weights)
+        if not weights.endswith(listing.INDEX):
+            return [*names, weights]
+        table = self._read(weights).get("weight_map")
+        shards = cast(dict[str, Any], table).values() if isinstance(table, dict) else ()
+        return [*names, weights, *{str(shard) for shard in shards}]
+
+    def _read(self, name: str) -> dict[str, Any]:
+        self._bring_one(name)
+        return read_json(self.folder / name, limit=64 << 20)
+
+    def _bring_one(self, name: str) -> None:
+        self.known |= self.bring(listing.require(self.found, [name]))
+
+    def bring(self, files: Sequence[RemoteFile]) -> dict[str, Verified]:
+        """Have all files verified and linked into the commit's folder."""
+        for file in files:
+            self._require(file, file.sha256)
+        self._require_space(files)
+        stop = threading.Event()
+        transfer = Transfer(self.found.location, self.layout, self.report, stop, self.found.cut_off)
+        pool = ThreadPoolExecutor(THREADS)
+        try:
+            jobs = {file.name: pool.submit(self._one, transfer, file) for file in files}
+            wait(jobs.values(), return_when=FIRST_EXCEPTION)
+            for job in jobs.values():
+                if job.done():
+                    job.result()  # the first failure is raised here, and stops the others
+            return {name: job.result() for name, job in jobs.items()}
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+    def _one(self, transfer: Transfer, file: RemoteFile) -> Verified:
+        path = self.folder / file.name
+        known = self.known.get(file.name)
+        if known is not None and known.fresh(path):
+            self._require(file, known.sha256)
+            return known
+        digest = transfer.bring(file)
+        self._require(file, digest)
+        self.layout.point(self.found.location.revision, file)
+        return Verified(digest, file.size, state(path))
+
+    def _require(self, file: RemoteFile, sha256: str | None) -> None:
+        """BrokenFile if a file has another sha256 than was expected of it."""
+        expected = self.wish.hashes.get(file.name)
+        if expected is not None and sha256 is not None and sha256 != expected:
+            raise BrokenFile(
+                f"{file.name} of {self.found.location} has sha256 {sha256}, but {expected} is "
+                "expected; nothing was loaded. Either the repository was tampered with, or the "
+                "registry or the lock is wrong."
+            )
+
+    def _require_space(self, files: Sequence[RemoteFile]) -> None:
+        """CambrianError if the disk cannot take what is still to come."""
+        layout = self.layout
+        layout.root.mkdir(parents=True, exist_ok=True)
+        missing = [file for file in files if not layout.blob(file).is_file()]
+        bytes_to_come = sum(file.size - size_of(layout.part(file)) for file in missing)
+        free = shutil.disk_usage(layout.root).free
+        if bytes_to_come > free:
+            raise CambrianError(
+                f"{self.found.location} needs {bytes_to_come / 1e6:,.0f} MB more, but the disk of "
+                f"{layout.root} has {free / 1e6:,.0f} MB free. Free some, or set HF_HOME elsewhere."
+            )

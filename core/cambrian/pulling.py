@@ -1,0 +1,212 @@
+"""From a name or an address to a verified folder: registry, lock and Hub together."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cambrian import hub
+from cambrian.checkpoint import CONFIG, read_config, recognise
+from cambrian.errors import CambrianError, UsageError
+from cambrian.files import read_json
+from cambrian.hub import LOCK, Location, Lock, Pin, Plan, Report, Snapshot, Wish
+from cambrian.hub.snapshot import silent
+from cambrian.registry import Registry, Resolved, load_registry
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a target's files come from, and what is wanted of them.
+
+    `name` is what a lock calls it: an entry's name, or an address without a revision.
+    """
+
+    name: str
+    location: Location
+    wish: Wish
+
+
+def source_of(resolved: Resolved, registry: Registry) -> Source:
+    """What the registry says of a target that has an address."""
+    assert resolved.uri is not None
+    location = hub.parse_uri(resolved.uri)
+    spec, entry = resolved.spec, resolved.entry
+    if spec is None or entry is None:
+        specs = list(registry.models.values())
+        known = tuple(dict.fromkeys(spec.weights_file for spec in specs))
+        wish = Wish(weights=known, accept=lambda file: recognise(read_json(file), specs, file))
+        return Source(f"hf://{location.repo}", location, wish)
+    wish = Wish(
+        hashes=entry.files,
+        weights=(spec.weights_file,),
+        accept=lambda file: read_config(read_json(file), spec, file),
+    )
+    return Source(entry.name, location, wish)
+
+
+def source(target: str, registry: Registry) -> Source:
+    """The same for a name or an hf:// address; UsageError for what has no weights on a Hub."""
+    resolved = registry.resolve(target)
+    if resolved.uri is None:
+        what = "is a folder" if resolved.folder is not None else "names no weights"
+        raise UsageError(f"'{target}' {what}; there is nothing to fetch from a Hub.")
+    return source_of(resolved, registry)
+
+
+def held_by(pin: Pin, wanted: Source, file: Path) -> Source:
+    """The same source as the lock has it; CambrianError if the lock speaks of something else."""
+    where = wanted.location
+    moved = where.pinned and where.revision != pin.revision
+    if where.repo != pin.repo or moved:
+        raise CambrianError(
+            f"{file} pins '{wanted.name}' to {pin.location}, but the registry or the address says "
+            f"{where}. Run `cambrian lock` and look at what changed."
+        )
+    for name, digest in wanted.wish.hashes.items():
+        if pin.hashes.get(name, digest) != digest:
+            raise CambrianError(
+                f"{file} and the registry expect different contents of {name} of '{wanted.name}'. "
+                "Run `cambrian lock` and look at what changed."
+            )
+    wish = dataclasses.replace(wanted.wish, hashes=pin.hashes, only=tuple(pin.files))
+    return Source(wanted.name, pin.location, wish)
+
+
+def settle(wanted: Source, revision: str | None = None, locked: bool = False) -> Source:
+    """A source at the named revision, or else as the project's lock has it.
+
+    CambrianError if it is not `locked` and must be. A revision that was asked for leaves the
+    registry's hashes behind, which are of another.
+    """
+    file = Path.cwd() / LOCK
+    if revision is not None:
+        if locked:
+            raise UsageError("A revision and --locked exclude each other: the lock names one.")
+        location = hub.parse_uri(f"hf://{wanted.location.repo}@{revision}")
+        wish = dataclasses.replace(wanted.wish, hashes={})
+        return Source(wanted.name, location, wish)
+    pin = Lock.read(file).models.get(wanted.name)
+    if pin is not None:
+        return held_by(pin, wanted, file)
+    if locked:
+        raise CambrianError(
+            f"{file} does not hold '{wanted.name}'. Run `cambrian lock {wanted.name}`."
+        )
+    return wanted
+
+
+def folder_of(resolved: Resolved, registry: Registry, report: Report = silent) -> Path:
+    """The local folder of a target with an address, fetched and verified."""
+    wanted = settle(source_of(resolved, registry))
+    return hub.fetch(wanted.location, wanted.wish, report=report).folder
+
+
+def pull(
+    target: str,
+    *,
+    revision: str | None = None,
+    locked: bool = False,
+    rehash: bool = False,
+    report: Report = silent,
+) -> Snapshot:
+    """Fetch and verify what a name or an hf:// address stands for. See `hub.fetch`."""
+    wanted = settle(source(target, load_registry()), revision, locked)
+    return hub.fetch(wanted.location, wanted.wish, report=report, rehash=rehash)
+
+
+def plan_pull(target: str, *, revision: str | None = None, locked: bool = False) -> Plan:
+    """What `pull` would fetch."""
+    wanted = settle(source(target, load_registry()), revision, locked)
+    return hub.plan(wanted.location, wanted.wish)
+
+
+class Look(NamedTuple):
+    """What can be told of a model without its weights. `parameters` counts numbers as stored, 0
+    where the weights are no safetensors; `dtypes` are safetensors' names of their types."""
+
+    plan: Plan
+    config: dict[str, Any]
+    parameters: int
+    dtypes: tuple[str, ...]
+
+
+def look_at(target: str) -> Look:
+    """Look at a model on the Hub; of the weights only the headers are fetched."""
+    plan = plan_pull(target)
+    headers = [
+        hub.remote_header(plan.listing.location, file)
+        for file in plan.needed
+        if file.name.endswith(".safetensors")
+    ]
+    tensors = [tensor for header in headers for tensor in header.tensors.values()]
+    config = plan.folder / CONFIG
+    return Look(
+        plan,
+        read_json(config) if config.is_file() else {},
+        sum(math.prod(tensor.shape) for tensor in tensors),
+        tuple(sorted({tensor.dtype for tensor in tensors})),
+    )
+
+
+def used_names(registry: Registry, held: Lock) -> list[str]:
+    """What a project uses: what its cambrian.toml declares with weights, and what is locked."""
+    declared = [
+        name
+        for name, entry in registry.entries.items()
+        if entry.weights and registry.origins("model", name)[0].label == "project"
+    ]
+    return sorted({*declared, *held.models})
+
+
+def lock(
+    targets: Iterable[str] = (), *, upgrade: bool = False, report: Report = silent
+) -> tuple[Lock, Lock]:
+    """Write cambrian.lock for the project's models and `targets`; return (before, after).
+
+    What is pinned already and still fits stays as it is, unless `upgrade`.
+    """
+    registry, file = load_registry(), Path.cwd() / LOCK
+    before = Lock.read(file)
+    names = {target: source(target, registry) for target in [*used_names(registry, before)]}
+    names |= {target: source(target, registry) for target in targets}
+    pins: dict[str, Pin] = {}
+    for wanted in names.values():
+        pin = before.models.get(wanted.name)
+        if pin is None or upgrade or not fits(pin, wanted, file):
+            pin = hub.pin(wanted.location, wanted.wish, report=report)
+        pins[wanted.name] = pin
+    after = Lock(pins)
+    if after != before:
+        after.write(file)
+    return before, after
+
+
+def locked_names() -> list[str]:
+    """What the project's lock holds; CambrianError if it holds nothing."""
+    names = sorted(Lock.read(Path.cwd() / LOCK).models)
+    if not names:
+        raise CambrianError(f"There is no {LOCK} here; write one with `cambrian lock NAME...`.")
+    return names
+
+
+def fits(pin: Pin, wanted: Source, file: Path) -> bool:
+    """Whether a pin is still of what the registry says."""
+    try:
+        held_by(pin, wanted, file)
+    except CambrianError:
+        return False
+    return True
+
+
+def check_lock(targets: Iterable[str] = ()) -> Lock:
+    """The project's lock, if it holds all that the project uses (and `targets`) as the registry
+    has it; asks no network. CambrianError says what is missing or differs."""
+    registry, file = load_registry(), Path.cwd() / LOCK
+    held = Lock.read(file)
+    for target in [*used_names(registry, held), *targets]:
+        settle(source(target, registry), locked=True)
+    return held

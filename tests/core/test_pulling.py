@@ -1,0 +1,181 @@
+"""pull, lock and info as a user runs them, against a loopback Hub and from a project's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from cambrian import load_registry
+from cambrian.checkpoint import save_description, save_weights
+from cambrian.hub import LOCK, Lock
+from cambrian.testing import built, prepared
+from cambrian.testing.hub import LoopbackHub, Repository
+
+URI = "hf://alice/tiny"
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class World(NamedTuple):
+    """A Hub with one model, and an empty project beside it."""
+
+    hub: LoopbackHub
+    repo: Repository
+    commit: str
+    project: Path
+    run: Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    spec = load_registry().models["gpt"]
+    data, _ = prepared(spec)
+    save_description(folder, spec, data.config, data.processor, "0")
+    save_weights(folder, spec, data.config, built(spec, data.config))
+    return folder
+
+
+@pytest.fixture
+def world(model: Path, tmp_path: Path) -> Iterator[World]:
+    project = tmp_path / "project"
+    project.mkdir()
+    with LoopbackHub() as hub:
+        repo = hub.create("alice/tiny", license="mit")
+        commit = repo.commit({path.name: path for path in model.iterdir()})
+        homes = {f"XDG_{kind}_HOME": str(tmp_path / kind) for kind in ("CACHE", "CONFIG")}
+        environment = {**hub.environment(tmp_path / "home"), **homes}
+
+        def run(*words: str, **more: str) -> Result:
+            done = subprocess.run(
+                [sys.executable, "-m", "cambrian", *words],
+                env={**environment, **more},
+                cwd=project,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+            assert "Traceback" not in done.stderr
+            return Result(done.returncode, done.stdout, done.stderr)
+
+        yield World(hub, repo, commit, project, run)
+
+
+def declare(project: Path, address: str, files: str = "{}") -> None:
+    """A project with a model of its own."""
+    (project / "cambrian.toml").write_text(
+        f'[models.mine]\narchitecture = "gpt"\nweights = "{address}"\nfiles = {files}\n'
+    )
+
+
+def test_a_dry_run_tells_files_and_licence_and_fetches_no_weights(world: World) -> None:
+    done = world.run("pull", URI, "--dry-run", "--json")
+    (facts,) = json.loads(done.out)["models"]
+    weights = next(f for f in facts["files"] if f["name"] == "model.safetensors")
+    assert (facts["license"], facts["gated"], weights["cached"]) == ("mit", False, False)
+    assert facts["address"] == f"{URI}@{world.commit}"
+    assert not world.hub.bytes_sent("safetensors")
+
+
+def test_a_pinned_model_is_fetched_once_and_runs_without_a_request(world: World) -> None:
+    address = f"{URI}@{world.commit}"
+    assert world.run("pull", address).code == 0
+    world.hub.clear()
+    done = world.run("run", address, "a", "--set", "max_new_tokens=3")
+    assert (done.code, world.hub.requests) == (0, [])
+    assert world.run("run", address, "a", HF_HUB_OFFLINE="1").code == 0
+
+
+def test_a_lock_holds_a_branch_where_it_was(world: World) -> None:
+    declare(world.project, URI)
+    assert world.run("lock").code == 0
+    assert not world.hub.bytes_sent("safetensors")
+    pin = Lock.read(world.project / LOCK).models["mine"]
+    assert (pin.revision, pin.license) == (world.commit, "mit")
+    newer = world.repo.commit({"README.md": b"newer"})
+    assert world.commit in world.run("pull", "mine").out
+    assert world.run("lock", "--check").code == 0
+    assert world.run("lock").out.endswith("changed: nothing\n")
+    assert newer in world.run("lock", "--upgrade").out
+    assert newer in world.run("pull", "--locked").out
+
+
+def test_a_lock_refuses_what_deviates(world: World) -> None:
+    declare(world.project, f"{URI}@{world.commit}")
+    done = world.run("pull", "mine", "--locked")
+    assert (done.code, "does not hold 'mine'" in done.err) == (1, True)
+    assert world.run("lock").code == 0
+    file = world.project / LOCK
+    good = file.read_text()
+    digest = Lock.read(file).models["mine"].files["model.safetensors"].sha256
+    file.write_text(good.replace(digest, "0" * 64))
+    done = world.run("pull", "--locked")
+    assert (done.code, "nothing was loaded" in done.err) == (1, True)
+    assert not world.hub.bytes_sent("safetensors")
+    file.write_text(good)
+    declare(world.project, f"{URI}@{'1' * 40}")
+    for words in (("lock", "--check"), ("pull", "mine"), ("run", "mine", "a")):
+        done = world.run(*words)
+        assert (done.code, "Run `cambrian lock`" in done.err) == (1, True), words
+    assert file.read_text() == good
+
+
+def test_a_registered_hash_counts_before_anything_large_comes(world: World) -> None:
+    declare(world.project, URI, f'{{"model.safetensors" = "{"a" * 64}"}}')
+    done = world.run("pull", "mine")
+    assert (done.code, "is expected; nothing was loaded" in done.err) == (1, True)
+    assert not world.hub.bytes_sent("safetensors")
+
+
+def test_info_reads_the_header_alone(world: World) -> None:
+    facts = json.loads(world.run("info", URI, "--json").out)
+    assert int(facts["parameters"].replace(",", "")) > 1000
+    assert (facts["dtypes"], facts["commit"], facts["license"]) == (["F32"], world.commit, "mit")
+    size = world.repo.files()["model.safetensors"].size
+    assert 0 < world.hub.bytes_sent("safetensors") < size / 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("pull",), 2, "Say what to pull"),
+        (("pull", "gpt-demo"), 2, "names no weights"),
+        (("pull", "hf://alice/none"), 2, "does not exist, or is private"),
+        (("pull", URI, "--revision", "gone"), 2, "has no revision 'gone'"),
+        (("pull", "--locked"), 1, "There is no cambrian.lock here"),
+        (("lock", "--check", URI), 1, "does not hold"),
+        (("pull", "hf://alice/../tiny"), 2, "is no address"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    world: World, words: tuple[str, ...], code: int, said: str
+) -> None:
+    done = world.run(*words)
+    assert (done.code, done.out) == (code, "")
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_nothing_heavy_is_imported_to_pull(world: World) -> None:
+    script = (
+        "import sys; from cambrian import pulling; "
+        f"pulling.pull('{URI}'); "
+        "sys.exit([m for m in ('torch', 'onnxruntime', 'numpy') if m in sys.modules] and 1 or 0)"
+    )
+    environment = {**world.hub.environment(world.project / "home"), "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=world.project, check=False
+    )
+    assert done.returncode == 0
