@@ -189,15 +189,29 @@ def seconds(text: str) -> float | None:
     return float(text) if text.isdecimal() and len(text) < 9 else None
 
 
-def patiently(attempt: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
-    """Call until it no longer raises Unreachable, at most as often as there are `WAITS`."""
-    for wait in WAITS:
+def reason(error: CambrianError) -> str:
+    """The first sentence of a message: what happened, without what to do about it."""
+    return str(error).partition(". ")[0]
+
+
+def patiently(
+    attempt: Callable[[], T],
+    report: Callable[[Mapping[str, Any]], None] = lambda event: None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
+    """Call until it no longer raises Unreachable, at most as often as there are `WAITS`.
+
+    `report` is told why one waits, as {"notice"}.
+    """
+    for standard in WAITS:
         try:
             return attempt()
         except Unreachable as error:
-            if offline() or (error.wait or 0) > LONGEST_WAIT:
+            wait = error.wait or standard
+            if offline() or wait > LONGEST_WAIT:
                 raise
-            sleep(error.wait or wait)
+            report({"notice": f"{reason(error)}; trying again in {wait:.0f} s"})
+            sleep(wait)
     return attempt()
 
 

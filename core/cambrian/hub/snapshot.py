@@ -87,7 +87,7 @@ def fetch(
             record = Record.read(layout, location.revision)
             if record is not None and satisfied(layout, record, wish):
                 return snapshot_of(layout, record)
-        worker = Worker(look(location, layout), layout, wish, report, rehash)
+        worker = Worker(look(location, layout, report), layout, wish, report, rehash)
         record = worker.finish(location.revision)
         return snapshot_of(layout, record)
     except OSError as error:
@@ -111,7 +111,7 @@ def pin(location: Location, wish: Wish | None = None, *, report: Report = silent
     what is large; what is small is fetched and hashed."""
     layout = Layout.of(location.repo)
     try:
-        worker = Worker(look(location, layout), layout, wish or Wish(), report)
+        worker = Worker(look(location, layout, report), layout, wish or Wish(), report)
         needed = worker.needed()
         small = worker.bring([file for file in needed if file.sha256 is None])
     except OSError as error:
@@ -137,8 +137,9 @@ def remote_header(location: Location, file: RemoteFile) -> Header:
     return parse_header(first(size), file.size, where)
 
 
-def look(location: Location, layout: Layout) -> Listing:
-    """What is at a location: the Hub's word or, if it cannot be reached, the cache's."""
+def look(location: Location, layout: Layout, report: Report = silent) -> Listing:
+    """What is at a location: the Hub's word or, if it cannot be reached, the cache's, and then
+    `report` is told so."""
     cached = layout.listing(location.revision)
     if client.offline():
         if cached is None:
@@ -150,10 +151,11 @@ def look(location: Location, layout: Layout) -> Listing:
     try:
         if cached is not None:
             return client.list_files(location)
-        return client.patiently(lambda: client.list_files(location))
+        return client.patiently(lambda: client.list_files(location), report)
     except client.Unreachable as error:
         if cached is None:
             raise
+        report({"notice": f"{client.reason(error)}; using {cached.location} of the cache"})
         return replace(cached, cut_off=str(error))
 
 

@@ -75,7 +75,7 @@ class Transfer:
     def _download(self, file: RemoteFile) -> str | None:
         """The sha256 of what came, now in the cache; None, and nothing kept, if it is damaged."""
         part = self.layout.part(file)
-        digest = client.patiently(lambda: self._go_on(part, file), self._sleep)
+        digest = client.patiently(lambda: self._go_on(part, file), self.report, self._sleep)
         if not digest.fits(file):
             part.unlink()
             return None
