@@ -17,6 +17,12 @@ from cambrian.errors import BrokenFile, CambrianError, UsageError
 PARTIAL = ".partial-"
 
 
+def cache_folder(name: str) -> Path:
+    """Where what can be made again is kept: `$XDG_CACHE_HOME/cambrian/NAME`, else in ~/.cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root, "cambrian", name)
+
+
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` fill a temporary file, then put it in `path`'s place; OSError passes."""
     path.parent.mkdir(parents=True, exist_ok=True)

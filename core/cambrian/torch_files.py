@@ -19,7 +19,7 @@ from struct import error as StructError
 from typing import Any, BinaryIO, NamedTuple, NoReturn, cast
 
 from cambrian.errors import BrokenFile, listed
-from cambrian.files import disk_failure, sha256, write_with
+from cambrian.files import cache_folder, disk_failure, sha256, write_with
 from cambrian.torch_pickle import MAGIC, Refused, Storage, TensorView, read_pickle
 from cambrian.weight_files import (
     DTYPES,
@@ -70,7 +70,7 @@ def converted(file: Path) -> Path:
     try:
         before = _state(file)
         digest = sha256(file)
-        target = cache_folder() / f"{digest}.safetensors"
+        target = cache_folder("converted") / f"{digest}.safetensors"
         if not _is_intact(target, digest):
             _convert(file, digest, target)
         if _state(file) != before:
@@ -79,12 +79,6 @@ def converted(file: Path) -> Path:
     except OSError as error:
         raise BrokenFile(f"Cannot read {file}: {error.strerror}.") from error
     return target
-
-
-def cache_folder() -> Path:
-    """Where converted weights are kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root, "cambrian", "converted")
 
 
 def _state(file: Path) -> tuple[int, int, int]:

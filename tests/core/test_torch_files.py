@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from cambrian import torch_files, torch_pickle
 from cambrian.errors import BrokenFile, CambrianError
-from cambrian.files import sha256
+from cambrian.files import cache_folder, sha256
 from cambrian.torch_files import converted, torch_name
 from torch_streams import rebuilt, stream
 
@@ -79,7 +79,7 @@ def refused(file: Path) -> str:
     message = str(caught.value)
     assert message.startswith(f"{file} cannot be read as weights of torch: ")
     assert "\n" not in message and len(message) < 400
-    assert not torch_files.cache_folder().exists() or not any(torch_files.cache_folder().iterdir())
+    assert not cache_folder("converted").exists() or not any(cache_folder("converted").iterdir())
     return message
 
 

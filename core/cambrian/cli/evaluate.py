@@ -76,14 +76,15 @@ def evaluate(
         raise UsageError(f"--option {clash[0]} is no option of a task; see cambrian eval --help.")
     if picture is not None:
         require_picture(picture)
-    scores = api.evaluate(
-        name,
-        data=data or (),
-        settings=settings or (),
-        device=device,
-        fetching=Downloads().report,
-        **given,
-    )
+    with Downloads() as downloads:
+        scores = api.evaluate(
+            name,
+            data=data or (),
+            settings=settings or (),
+            device=device,
+            fetching=downloads.report,
+            **given,
+        )
     if as_json:
         confusion = {} if scores.confusion is None else {"confusion": asdict(scores.confusion)}
         print(json.dumps({**scores.metrics, **confusion, **scores.facts}))

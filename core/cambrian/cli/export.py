@@ -36,17 +36,17 @@ def export(
     from cambrian import api
     from cambrian.cli.progress import Downloads, say
 
-    downloads = Downloads()
-    artifact = api.export(
-        name,
-        out or default_out(name, kind),
-        format=kind,
-        precision=precision,
-        device=provider,
-        force=force,
-        report=say,
-        fetching=downloads.report,
-    )
+    with Downloads() as downloads:
+        artifact = api.export(
+            name,
+            out or default_out(name, kind),
+            format=kind,
+            precision=precision,
+            device=provider,
+            force=force,
+            report=say,
+            fetching=downloads.report,
+        )
     receipt = artifact.manifest.receipt
     if as_json:
         print(json.dumps({"folder": str(artifact.path), "receipt": receipt}))

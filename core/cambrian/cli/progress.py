@@ -25,7 +25,33 @@ from cambrian.errors import listed
 QUIET_SECONDS = 5.0  # between two lines where there is no terminal
 
 
-class TrainingProgress:
+class Display:
+    """A bar on a terminal, and lines on standard error that stay; on a terminal above the bar."""
+
+    console: Console
+    bar: Progress
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self.console.is_terminal:
+            self.bar.print(line)
+        else:
+            say(line)
+
+
+class TrainingProgress(Display):
     """Shows a run's events: step, loss, throughput, time left; a line for each evaluation."""
 
     def __init__(self) -> None:
@@ -40,18 +66,6 @@ class TrainingProgress:
         )
         self.task = self.bar.add_task("preparing", total=0)
         self.said = 0.0
-
-    def __enter__(self) -> Self:
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bar.stop()
 
     def report(self, event: Mapping[str, Any]) -> None:
         """Show an event of the run, or of the fetching of its base."""
@@ -89,13 +103,6 @@ class TrainingProgress:
         if not self.console.is_terminal and time.monotonic() - self.said >= QUIET_SECONDS:
             self.said = time.monotonic()
             self.say(f"{line}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
-
-    def say(self, line: str) -> None:
-        """A line that stays."""
-        if self.console.is_terminal:
-            self.bar.print(line)
-        else:
-            print(line, file=sys.stderr, flush=True)
 
 
 def training_losses(event: Mapping[str, Any]) -> dict[str, float]:
@@ -137,7 +144,7 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-class Downloads:
+class Downloads(Display):
     """Shows what comes from the Hub, all files together, and what is worth knowing of it."""
 
     def __init__(self) -> None:
@@ -157,18 +164,6 @@ class Downloads:
         self.said = time.monotonic()
         self.lock = threading.Lock()
 
-    def __enter__(self) -> Self:
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bar.stop()
-
     def report(self, event: Mapping[str, Any]) -> None:
         """Show {"file", "done", "total"} in bytes, or {"notice"}; called from several threads."""
         with self.lock:
@@ -184,10 +179,3 @@ class Downloads:
             elif time.monotonic() - self.said >= QUIET_SECONDS:
                 self.said = time.monotonic()
                 self.say(f"fetching: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
-
-    def say(self, line: str) -> None:
-        """A line that stays."""
-        if self.console.is_terminal:
-            self.bar.print(line)
-        else:
-            say(line)

@@ -19,12 +19,6 @@ DAY = 24 * 3600.0  # seconds
 SETTLED = 2 * 10**9  # ns; the coarsest file system clock
 
 
-def cache_folder() -> Path:
-    """Where prepared text is kept: `$XDG_CACHE_HOME/cambrian/tokens`, by default in ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root, "cambrian", "tokens")
-
-
 class Hashes:
     """The sha256 of files, remembered by path, size, modification time and inode.
 

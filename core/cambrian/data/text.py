@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cambrian.data.cache import Hashes, cache_folder, open_or_build
+from cambrian.data.cache import Hashes, open_or_build
 from cambrian.data.config import ExampleData, TextData
 from cambrian.data.corpus import ENCODING, HASHING, TRAINING, Corpus, Meter, Progress, Seen, Unit
 from cambrian.data.sources import File, Source, expand
@@ -24,7 +24,7 @@ from cambrian.data.tokenizer import Specials, Tokenizer, named_tokenizer
 from cambrian.data.tokenizer_training import GPT
 from cambrian.data.windows import Tokens
 from cambrian.errors import CambrianError, UsageError, nearest
-from cambrian.files import PARTIAL, disk_failure, read_json, write_json
+from cambrian.files import PARTIAL, cache_folder, disk_failure, read_json, write_json
 from cambrian.specs import DatasetEntry
 
 FORMAT = 1  # of the cache; raise it when the same text and settings give other tokens
@@ -68,7 +68,7 @@ def prepare_text(
     """
     require_sense(data)
     tokenizer = tokenizer or named_tokenizer(data.tokenizer)
-    root = cache_folder()
+    root = cache_folder("tokens")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -116,33 +116,6 @@ def get(url: str, location: Location, headers: Mapping[str, str] | None = None) 
         ) from error
 
 
-@contextmanager
-def translated(location: Location) -> Generator[None]:
-    """Turn what the client itself raises, where it is used for more than GET, into one sentence."""
-    from huggingface_hub import errors
-    from huggingface_hub.utils import httpx
-
-    repo = f"hf://{location.repo}"
-    try:
-        yield
-    except errors.HfHubHTTPError as error:
-        raise refusal(error.response.status_code, error.response.headers, location) from error
-    except errors.LocalTokenNotFoundError as error:
-        raise CambrianError(
-            f"{repo} needs a token: log in with `hf auth login` or set HF_TOKEN."
-        ) from error
-    except errors.OfflineModeIsEnabled as error:
-        raise Unreachable(f"{repo} cannot be reached: HF_HUB_OFFLINE is set. Unset it.") from error
-    except errors.HFValidationError as error:
-        raise UsageError(f"{repo} is no name of a repository ({error}).") from error
-    except (httpx.HTTPError, ConnectionError, RuntimeError) as error:
-        # The last two are raised by hf_xet, also where a server knows nothing of xet.
-        raise Unreachable(
-            f"Cannot reach {repo} at {endpoint()} ({error or type(error).__name__}). Check the "
-            "network and HF_ENDPOINT; on a Hub without xet, set HF_HUB_DISABLE_XET=1."
-        ) from error
-
-
 def read_seconds() -> float:
     """How long a server may say nothing: HF_HUB_DOWNLOAD_TIMEOUT, 10 by default."""
     from huggingface_hub import constants

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from cambrian.errors import BrokenFile
-from cambrian.files import read_json, write_json
+from cambrian.files import cache_folder, read_json, write_json
 from cambrian.hub.layout import Layout
 
 
@@ -64,16 +64,10 @@ class Record:
             write_json(record_path(layout, self.commit), msgspec.to_builtins(self))
 
 
-def records_folder() -> Path:
-    """`$XDG_CACHE_HOME/cambrian/verified`, by default in ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root, "cambrian", "verified")
-
-
 def record_path(layout: Layout, commit: str) -> Path:
     """One record for a commit of a repository in a cache."""
     key = hashlib.sha256(os.fsencode(f"{layout.folder.absolute()}\0{commit}")).hexdigest()
-    return records_folder() / f"{key[:32]}.json"
+    return cache_folder("verified") / f"{key[:32]}.json"
 
 
 def state(path: Path) -> tuple[int, int, int, int]:
