@@ -61,10 +61,16 @@ class Signature:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphFile:
-    """A graph as exported: the file that holds it (relative to the folder) and its signature."""
+    """A graph as exported: the file that holds it (relative to the folder) and its signature.
+
+    `length`, if not empty, is an input of the file beyond the signature, int32 (1,): how many
+    entries of the state that grows are filled. Such a file writes the new entries in place, into
+    buffers that are longer than what is filled.
+    """
 
     file: str
     signature: Signature
+    length: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +142,20 @@ def terms(dim: int | str) -> tuple[tuple[int, str], ...]:
             raise ValueError(f"{dim!r} is no dimension: neither number, name, multiple nor sum")
         found.append((int(match["factor"] or match["number"] or 1), match["name"] or ""))
     return tuple(found)
+
+
+def growing(signature: Signature) -> dict[str, tuple[int, int | str]]:
+    """The state that each call makes longer: the input that holds it, the axis that it grows by,
+    and what the axis is then ("past + sequence", where it was "past")."""
+    inputs = {port.name: port.shape for port in signature.inputs}
+    outputs = {port.name: port.shape for port in signature.outputs}
+    found: dict[str, tuple[int, int | str]] = {}
+    for output, name in signature.state.items():
+        pairs = zip(inputs.get(name, ()), outputs[output], strict=False)
+        for axis, (before, after) in enumerate(pairs):
+            if before != after and terms(before)[0] in terms(after):
+                found[name] = axis, after
+    return found
 
 
 def resolve_shape(shape: tuple[int | str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -41,11 +41,14 @@ class Graph:
     """A computation worth deploying.
 
     `module` takes the signature's inputs by keyword and returns its outputs in order, as a tuple.
+    `last` names outputs of which whoever generates reads only the last entry along an axis (the
+    logits along the sequence): an export made for speed may leave out the others.
     """
 
     name: str
     module: nn.Module
     signature: Signature
+    last: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, past: Past | None) -> tuple[Tensor, Past]:
         """x (B, S, E); mask (B, 1, S, T), added to the scores, or None for causal with no past."""
-        parts = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
-        # In training, one copy for the products below, which would otherwise make three.
-        query, key, value = (parts.contiguous() if self.training else parts).unbind()
+        parts = self.c_attn(x)
+        if self.training:  # one copy for the products below, which would otherwise make three
+            parts = parts.unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
+            query, key, value = parts.contiguous().unbind()
+        else:
+            query, key, value = (
+                part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in parts.chunk(3, -1)
+            )
         if past is not None:
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
         y = attention(
@@ -197,7 +202,10 @@ class GPT(Model):
         return {"perplexity": math.exp(min(means["loss"], 700))}  # exp overflows beyond
 
     def graphs(self) -> Sequence[Graph]:
-        return [Graph(name="decoder", module=Decoder(self), signature=self._signature())]
+        signature = self._signature()
+        return [
+            Graph(name="decoder", module=Decoder(self), signature=signature, last={"logits": 1})
+        ]
 
     def _signature(self) -> Signature:
         config = self.config

@@ -16,7 +16,13 @@ def register_exporters() -> Iterable[ExporterSpec]:
             summary="ONNX, standard operators only",
             format="onnx",
             exporter=Ref("cambrian_onnx.exporter:OnnxExporter"),
-        )
+        ),
+        ExporterSpec(
+            name="onnx-ort",
+            summary="ONNX for ONNX Runtime alone, by its own operators: faster there",
+            format="onnx-ort",
+            exporter=Ref("cambrian_onnx.exporter:OrtExporter"),
+        ),
     ]
 
 
@@ -26,7 +32,7 @@ def register_runtimes() -> Iterable[RuntimeSpec]:
         RuntimeSpec(
             name="onnxruntime",
             summary="ONNX Runtime on CPU or CUDA, for exported folders",
-            formats=("onnx",),
+            formats=("onnx", "onnx-ort"),
             runtime=Ref("cambrian_onnx.runtime:OnnxRuntime"),
         )
     ]

@@ -1,4 +1,5 @@
-"""The ONNX exporter: torch.export to standard operators of opset 23.
+"""The ONNX exporters: torch.export to standard operators of opset 23, or, from the same trace, to
+ONNX Runtime's own operators where those are faster.
 
 The file says what the signature says (names of inputs, outputs and dimensions) and nothing of
 where it was made: the same model gives the same bytes.
@@ -24,10 +25,11 @@ import torch
 from torch import Tensor, nn
 
 import cambrian
-from cambrian.artifact import GraphFile, Port, Signature, resolve_shape, terms
+from cambrian.artifact import GraphFile, Port, Signature, growing, resolve_shape, terms
 from cambrian.errors import CambrianError
 from cambrian.exporting import Exporter
 from cambrian.model import Graph, Model
+from cambrian_onnx.fuse import fuse
 from cambrian_onnx.rewrite import absorb_past, share_tied
 
 OPSET = 23  # the first with Attention, which keeps the past inside the operator
@@ -47,6 +49,7 @@ class OnnxExporter(Exporter):
         "onnxruntime",
         "onnxruntime-gpu",
     )
+    fused: ClassVar[bool] = False  # whether to use operators that only ONNX Runtime has
 
     def refuses(self, model: Model, precision: str) -> str | None:
         if precision not in ("float32", "float16"):
@@ -62,8 +65,7 @@ class OnnxExporter(Exporter):
         files: dict[str, GraphFile] = {}
         for graph in graphs:
             file = "model.onnx" if len(graphs) == 1 else f"{graph.name}_model.onnx"
-            write_graph(graph, folder / file)
-            files[graph.name] = GraphFile(file=file, signature=graph.signature)
+            files[graph.name] = write_graph(graph, folder / file, fused=self.fused)
         return files
 
     def stamp(
@@ -79,6 +81,13 @@ class OnnxExporter(Exporter):
         for graph in graphs.values():
             with (folder / graph.file).open("ab") as file:
                 file.write(entries.SerializeToString(deterministic=True))
+
+
+class OrtExporter(OnnxExporter):
+    """Writes the same files for ONNX Runtime alone: with its own operators, the past in buffers
+    that are written in place, and the head computed for the last token only."""
+
+    fused: ClassVar[bool] = True
 
 
 class _Positional(nn.Module):
@@ -118,38 +127,70 @@ def halved(graph: Graph) -> Graph:
     return replace(graph, signature=signature)
 
 
-def write_graph(graph: Graph, file: Path) -> None:
+def write_graph(graph: Graph, file: Path, *, fused: bool = False) -> GraphFile:
     """Export one graph; CambrianError with torch's reason where it cannot be traced."""
+    with _quiet(), torch.no_grad():
+        model = trace(graph)
+        body = model.graph
+        for name in list(body.initializers):
+            body.initializers[name].name = name.removeprefix("module.")
+        absorb_past(body)
+        share_tied(body, dict(graph.module.named_parameters()).keys())
+        signature, length = graph.signature, ""
+        if fused:
+            signature = narrowed(graph)
+            length = fuse(body, grown(graph.signature), graph.last)
+        tidy(model, graph.name, signature, length)
+        save(model, file)
+    if not fused:
+        onnx.checker.check_model(file)
+    return GraphFile(file=file.name, signature=signature, length=length)
+
+
+def narrowed(graph: Graph) -> Signature:
+    """The signature of what computes only the last entry where that is all that is read."""
+    outputs: list[Port] = []
+    for port in graph.signature.outputs:
+        axis = graph.last.get(port.name)
+        shape = tuple(1 if place == axis else dim for place, dim in enumerate(port.shape))
+        outputs.append(replace(port, shape=shape))
+    return replace(graph.signature, outputs=tuple(outputs))
+
+
+def grown(signature: Signature) -> dict[str, str]:
+    """The inputs that hold what a call makes longer, and the outputs that hold it longer."""
+    return {name: out for out, name in signature.state.items() if name in growing(signature)}
+
+
+def trace(graph: Graph) -> ir.Model:
+    """The graph as torch exports it."""
     ports = graph.signature.inputs
     dynamic = tuple(
         {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(port.shape) if _named(dim)}
         for port in ports
     )
-    with _quiet(), torch.no_grad():
-        try:
-            program = torch.onnx.export(
-                _Positional(graph).eval(),
-                example(graph.signature),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[port.name for port in ports],
-                output_names=[port.name for port in graph.signature.outputs],
-                dynamic_shapes=(dynamic,),
-                verbose=False,
-            )
-        except torch.onnx.OnnxExporterError as error:
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            reason = textwrap.shorten(str(cause) or type(cause).__name__, 300)
-            raise CambrianError(
-                f"Graph '{graph.name}' cannot be exported to ONNX: {reason} "
-                "Its module must be traceable with every named dimension free."
-            ) from error
-        assert program is not None
-        tidy(program.model, graph)
-        save(program.model, file)
-    onnx.checker.check_model(file)
+    try:
+        program = torch.onnx.export(
+            _Positional(graph).eval(),
+            example(graph.signature),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[port.name for port in ports],
+            output_names=[port.name for port in graph.signature.outputs],
+            dynamic_shapes=(dynamic,),
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = textwrap.shorten(str(cause) or type(cause).__name__, 300)
+        raise CambrianError(
+            f"Graph '{graph.name}' cannot be exported to ONNX: {reason} "
+            "Its module must be traceable with every named dimension free."
+        ) from error
+    assert program is not None
+    return program.model
 
 
 def save(model: ir.Model, file: Path) -> None:
@@ -178,20 +219,27 @@ def _filled(port: Port, shape: tuple[int, ...], generator: torch.Generator) -> T
     return torch.ones(shape, dtype=dtype)
 
 
-def tidy(model: ir.Model, graph: Graph) -> None:
-    """Leave in the file what the signature says, and nothing of the place it was made in."""
+def tidy(model: ir.Model, name: str, signature: Signature, length: str) -> None:
+    """Leave in the file what the signature says, and nothing of the place it was made in.
+
+    `length`: as in GraphFile.
+    """
     body = model.graph
+    ports = [*signature.inputs, *([Port(length, "int32", (1,))] if length else ())]
+    axes = {name: axis for name, (axis, _) in growing(signature).items()} if length else {}
+    axes |= {output: axes[fed] for output, fed in signature.state.items() if fed in axes}
     for value, port in zip(
-        [*body.inputs, *body.outputs],
-        [*graph.signature.inputs, *graph.signature.outputs],
-        strict=True,
+        [*body.inputs, *body.outputs], [*ports, *signature.outputs], strict=True
     ):
-        value.shape = ir.Shape(port.shape)
+        shape = list(port.shape)
+        if port.name in axes:
+            shape[axes[port.name]] = "capacity"
+        value.shape = ir.Shape(shape)
     outer = {id(value) for value in [*body.inputs, *body.outputs]}
     for node in ir.traversal.RecursiveGraphIterator(body):
         if node.op_type == "If":
             raise CambrianError(
-                f"Graph '{graph.name}' branches on data, which is slow in every engine; "
+                f"Graph '{name}' branches on data, which is slow in every engine; "
                 "write both branches as one computation."
             )
         node.doc_string = None
@@ -202,11 +250,7 @@ def tidy(model: ir.Model, graph: Graph) -> None:
                 value.shape = value.type = None  # engines infer them
     for value in [*body.inputs, *body.initializers.values()]:
         value.metadata_props.clear()
-    for name in list(body.initializers):
-        body.initializers[name].name = name.removeprefix("module.")
-    absorb_past(body)
-    share_tied(body, dict(graph.module.named_parameters()).keys())
-    body.name = graph.name
+    body.name = name
     body.metadata_props.clear()
     model.metadata_props.clear()
     model.doc_string = body.doc_string = None

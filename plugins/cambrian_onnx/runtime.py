@@ -7,6 +7,8 @@ import ctypes
 import io
 import os
 import sys
+import tempfile
+from collections import Counter
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from cambrian.artifact import Artifact
+from cambrian.artifact import Artifact, growing, resolve_shape
 from cambrian.errors import BrokenFile, CambrianError, UsageError
 from cambrian.runtime import Array, Runtime, Session, State
 from cambrian.runtime.binding import bind, check_rows, signature_of
+from cambrian_onnx.buffers import Held, held_in_buffer
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 FATAL = 4  # of ONNX Runtime's log severities: what matters is raised, not logged
@@ -35,7 +38,7 @@ class OnnxRuntime(Runtime):
         if device not in ("auto", "cpu", "cuda"):
             raise UsageError(f"ONNX Runtime has no device '{device}'; use auto, cpu or cuda.")
         artifact = Artifact.open(folder)
-        if artifact.manifest.format != "onnx":
+        if artifact.manifest.format not in ("onnx", "onnx-ort"):
             raise UsageError(f"{folder} holds {artifact.manifest.format} files, not onnx.")
         artifact.check()
         if device == "cuda" or (device == "auto" and _has_nvidia_driver()):
@@ -63,6 +66,7 @@ class OnnxSession(Session):
             "optimization": options.graph_optimization_level.name,
             "threads": options.intra_op_num_threads,
         }
+        self._files = dict(graphs)
         self._sessions = {
             name: _load(artifact.path / graph.file, device, options)
             for name, graph in graphs.items()
@@ -77,38 +81,70 @@ class OnnxSession(Session):
         state = state or {}
         names = [port.name for port in signature.inputs]
         held = {name: state[name] for name in names if name in state and name not in inputs}
-        empty = bind(graph, signature, inputs, {name: x.shape() for name, x in held.items()})
-        binding = self._sessions[graph].io_binding()
+        sizes = bind(graph, signature, inputs, {name: x.shape() for name, x in held.items()})
+        values = {**inputs, **held}
         for port in signature.inputs:
-            if port.name in inputs:
-                binding.bind_cpu_input(port.name, np.asarray(inputs[port.name], order="C"))
-            elif port.name in held:
-                binding.bind_ortvalue_input(port.name, held[port.name])
-            else:
-                zeros = np.zeros(empty[port.name], port.dtype)
-                value = onnxruntime.OrtValue.ortvalue_from_numpy(zeros, self.device)
-                binding.bind_ortvalue_input(port.name, value)
+            if port.name not in values:
+                values[port.name] = np.zeros(resolve_shape(port.shape, sizes), port.dtype)
+        binding = self._sessions[graph].io_binding()
+        grown = self._bind_buffers(graph, binding, values, sizes)
+        for name in values.keys() - grown.keys():
+            self._bind_input(binding, name, values[name])
         for port in signature.outputs:
-            binding.bind_output(port.name, self.device if port.name in signature.state else "cpu")
+            feeds = signature.state.get(port.name)
+            if feeds in grown:
+                binding.bind_ortvalue_output(port.name, grown[feeds].buffer.value)
+            else:
+                binding.bind_output(port.name, "cpu" if feeds is None else self.device)
         try:
             self._sessions[graph].run_with_iobinding(binding)
         except Exception as error:  # its errors share no class but this
             raise CambrianError(f"ONNX Runtime cannot compute {graph}: {_first(error)}") from error
-        values = {
+        found = {
             port.name: value
             for port, value in zip(signature.outputs, binding.get_outputs(), strict=True)
         }
-        renewed = {feeds: values.pop(name) for name, feeds in signature.state.items()}
-        return {name: value.numpy() for name, value in values.items()}, {**state, **renewed}
+        renewed = {feeds: found.pop(name) for name, feeds in signature.state.items()}
+        renewed |= {name: value.written() for name, value in grown.items()}
+        return {name: value.numpy() for name, value in found.items()}, {**state, **renewed}
 
     def take(self, state: State, rows: Array) -> State:
         check_rows(rows, (value.shape()[0] for value in state.values()))
+        return {name: self._taken(value, rows) for name, value in state.items()}
+
+    def _taken(self, value: Any, rows: Array) -> Any:
+        if isinstance(value, Held):
+            return value.take(rows, self.device)
         if self.device != "cpu":
-            return {name: self._gathered(value, rows) for name, value in state.items()}
-        return {  # the runtime takes numpy's memory as it is: one copy, and faster than a graph
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy()[rows])
-            for name, value in state.items()
-        }
+            return self._gathered(value, rows)
+        # The runtime takes numpy's memory as it is: one copy, and faster than a graph.
+        return onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy()[rows])
+
+    def _bind_input(self, binding: Any, name: str, value: Any) -> None:
+        if isinstance(value, onnxruntime.OrtValue):
+            binding.bind_ortvalue_input(name, value)
+        else:
+            array = value.numpy() if isinstance(value, Held) else value
+            binding.bind_cpu_input(name, np.asarray(array, order="C"))
+
+    def _bind_buffers(
+        self, graph: str, binding: Any, values: Mapping[str, Any], sizes: Mapping[str, int]
+    ) -> dict[str, Held]:
+        """Bind the state that the graph makes longer in place, in buffers with room for it."""
+        file, grown = self._files[graph], dict[str, Held]()
+        if not file.length:
+            return grown
+        for name, (axis, dim) in growing(file.signature).items():
+            [total] = resolve_shape((dim,), sizes)
+            value = values[name]
+            if not isinstance(value, Held):
+                array = value if isinstance(value, np.ndarray) else value.numpy()
+                value = held_in_buffer(array, axis, total, self.device)
+            grown[name] = value.reserve(total, self.device)
+            binding.bind_ortvalue_input(name, grown[name].buffer.value)
+        lengths = np.array([next(iter(grown.values())).length], np.int32)
+        binding.bind_cpu_input(file.length, lengths)
+        return grown
 
     def _gathered(self, value: Any, rows: Array) -> Any:
         """The rows of a value, on its device: a graph of the one operator."""
@@ -121,6 +157,12 @@ class OnnxSession(Session):
         binding.bind_output("taken", self.device)
         self._gathers[kind].run_with_iobinding(binding)
         return binding.get_outputs()[0]
+
+    def operators(self) -> Mapping[str, int]:
+        found = Counter[str]()
+        for file in self._files:
+            found.update(optimised(file, self.device, _options(shared=True)))
+        return found
 
     def close(self) -> None:
         self._sessions, self._gathers = {}, {}
@@ -137,6 +179,24 @@ def _options(shared: bool) -> Any:
     if shared:  # idle threads of one graph's session would spin against another's
         options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
+
+
+def optimised(file: Path, device: str, options: Any) -> Counter[str]:
+    """The operators of the graph that the runtime makes of the one in `file`, by their names;
+    those that are not ONNX's own after their domain. Loads it once more for that."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder, "model.onnx")
+        options.optimized_model_filepath = str(written)
+        # Weights go elsewhere: they are not wanted, and a file of them all ends at 2 GiB.
+        for key, value in (("file_name", "weights"), ("min_size_in_bytes", "1024")):
+            entry = f"session.optimized_model_external_initializers_{key}"
+            options.add_session_config_entry(entry, value)
+        _load(file, device, options)
+        graph = onnx.load(written, load_external_data=False).graph
+    domains = {"": "", "ai.onnx": ""}
+    return Counter(domains.get(n.domain, f"{n.domain}.") + n.op_type for n in graph.node)
 
 
 def gather(kind: int) -> bytes:

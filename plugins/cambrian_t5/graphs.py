@@ -110,7 +110,7 @@ def graphs(model: T5) -> Sequence[Graph]:
     )
     return [
         Graph(name="encoder", module=EncoderGraph(model), signature=encoder),
-        Graph(name="decoder", module=DecoderGraph(model), signature=decoder),
+        Graph(name="decoder", module=DecoderGraph(model), signature=decoder, last={"logits": 1}),
     ]
 
 

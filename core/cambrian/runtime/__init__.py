@@ -40,7 +40,8 @@ class Session(ABC):
 
         `state` is what an earlier call returned. Inputs that feed from state and that neither
         `inputs` nor `state` holds start empty: every dimension that no given input fixes is 0.
-        The new state holds the old one's values wherever this call did not renew them.
+        The new state holds the old one's values wherever this call did not renew them; the old
+        one may be gone on with again.
         """
 
     @abstractmethod
@@ -50,6 +51,11 @@ class Session(ABC):
         A state's first dimension is the batch. The state given is left as it was, and the new
         one is on the device too. CambrianError where there is no such row.
         """
+
+    def operators(self) -> Mapping[str, int]:
+        """How many operators of each kind there are, all graphs together, after the engine has
+        rewritten them; empty where an engine cannot tell."""
+        return {}
 
     @abstractmethod
     def close(self) -> None:

@@ -24,12 +24,12 @@ def signature_of(signatures: Mapping[str, Signature], graph: str) -> Signature:
 
 def bind(
     graph: str, signature: Signature, inputs: Mapping[str, Array], held: Mapping[str, Shape]
-) -> dict[str, tuple[int, ...]]:
-    """Check a call of `graph` and return the shapes of the state that starts empty.
+) -> dict[str, int]:
+    """Check a call of `graph` and return the size that each name of its dimensions has.
 
     `held` gives the shapes of the state that the call goes on with. A name has one size
     throughout, the same in every input: what stands in its place, or, where a multiple of it is
-    wanted ("8*height"), that part of it. One that nothing fixes is 0. Then every sum
+    wanted ("8*height"), that part of it. One that nothing fixes is left out, and is 0. Then every sum
     ("past + sequence") must come out. CambrianError says what is unknown, missing or wrong.
     """
     ports = {port.name: port for port in signature.inputs}
@@ -47,7 +47,7 @@ def bind(
     given = [(ports[name], tuple(shape)) for name, shape in shapes.items() if name in ports]
     sizes = _sizes(graph, given)
     _check_shapes(graph, given, sizes)
-    return {name: resolve_shape(ports[name].shape, sizes) for name in ports if name not in shapes}
+    return sizes
 
 
 def check_rows(rows: Array, sizes: Iterable[int]) -> None:

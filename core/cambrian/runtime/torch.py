@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cambrian.artifact import Port, Signature, resolve_shape
 from cambrian.checkpoint import Checkpoint
 from cambrian.errors import CambrianError
 from cambrian.model import Model
@@ -23,17 +25,23 @@ class TorchSession(Session):
     """A model's graphs on one device.
 
     The model, which must be in eval mode, is moved there; what it computes is the reference that
-    exports are held to. bfloat16 outputs come out as float32, for numpy has no such type.
+    exports are held to. What is bfloat16 in the model goes in and comes out as float32, for numpy
+    has no such type. `compiled` leaves the graphs to torch.compile, at their first call.
     """
 
-    def __init__(self, model: Model, device: str = "cpu") -> None:
+    def __init__(self, model: Model, device: str = "cpu", compiled: bool = False) -> None:
         if model.training:
             raise CambrianError("A session needs the model in eval mode; call model.eval() first.")
         self.device = choose_device(device)
         model.to(self.device)
         self.graphs = {graph.name: graph for graph in model.graphs()}
-        self.signatures = {name: graph.signature for name, graph in self.graphs.items()}
+        self.signatures = {name: outside(graph.signature) for name, graph in self.graphs.items()}
         self.provider = f"torch {self.device}"
+        self.settings = {"threads": torch.get_num_threads(), "compiled": int(compiled)}
+        self._modules: dict[str, Callable[..., Sequence[Tensor]]] = {
+            name: torch.compile(graph.module) if compiled else graph.module
+            for name, graph in self.graphs.items()
+        }
 
     @torch.inference_mode()
     def run(
@@ -43,17 +51,18 @@ class TorchSession(Session):
         state = state or {}
         names = [port.name for port in signature.inputs]
         held = {name: state[name] for name in names if name in state and name not in inputs}
-        empty = bind(graph, signature, inputs, {name: x.shape for name, x in held.items()})
+        sizes = bind(graph, signature, inputs, {name: x.shape for name, x in held.items()})
         given: dict[str, Tensor] = {}
-        for port in signature.inputs:
+        for port in self.graphs[graph].signature.inputs:
+            dtype = getattr(torch, port.dtype)
             if port.name in inputs:
-                given[port.name] = _tensor(inputs[port.name]).to(self.device)
+                given[port.name] = _tensor(inputs[port.name]).to(self.device, dtype)
             elif port.name in held:
                 given[port.name] = held[port.name]
             else:
-                dtype = getattr(torch, port.dtype)
-                given[port.name] = torch.zeros(empty[port.name], dtype=dtype, device=self.device)
-        values = self.graphs[graph].module(**given)
+                shape = resolve_shape(port.shape, sizes)
+                given[port.name] = torch.zeros(shape, dtype=dtype, device=self.device)
+        values = self._modules[graph](**given)
         named = dict(zip((port.name for port in signature.outputs), values, strict=True))
         renewed = {feeds: named.pop(name) for name, feeds in signature.state.items()}
         return {name: _numpy(value) for name, value in named.items()}, {**state, **renewed}
@@ -65,7 +74,7 @@ class TorchSession(Session):
         return {name: value.index_select(0, index) for name, value in state.items()}
 
     def close(self) -> None:
-        self.graphs = {}
+        self.graphs, self._modules = {}, {}
 
 
 class TorchRuntime(Runtime):
@@ -75,6 +84,17 @@ class TorchRuntime(Runtime):
         """Build the model, load its weights, and take it to `device`."""
         model = Checkpoint.open(folder, load_registry().models.values()).model()
         return TorchSession(model, device)
+
+
+def outside(signature: Signature) -> Signature:
+    """A graph's signature as a caller in numpy sees it."""
+
+    def seen(ports: Sequence[Port]) -> tuple[Port, ...]:
+        return tuple(
+            replace(port, dtype="float32") if port.dtype == "bfloat16" else port for port in ports
+        )
+
+    return replace(signature, inputs=seen(signature.inputs), outputs=seen(signature.outputs))
 
 
 def _tensor(value: Array) -> Tensor:

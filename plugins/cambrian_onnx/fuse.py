@@ -1,0 +1,370 @@
+"""What ONNX Runtime computes faster by operators of its own (domain com.microsoft).
+
+Each function changes a traced graph of standard operators, whose values still have their shapes,
+and leaves alone what it does not recognise. Shapes: B batch, S sequence, H heads, D head size.
+Source: onnxruntime, docs/ContribOperators.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+DOMAIN = "com.microsoft"
+LENGTH = "past_length"  # the input that tells how much of the state is filled
+
+
+def fuse(graph: ir.Graph, grown: Mapping[str, str], last: Mapping[str, int]) -> str:
+    """Make all changes; `grown` maps the inputs that hold the past to the outputs that hold it
+    longer, `last` outputs to the axis of which only the last entry is wanted.
+
+    Returns the name of the input that tells the past's length, if the graph now writes in place.
+    """
+    for name, axis in last.items():
+        keep_last(graph, name, axis)
+    merge_products(graph)
+    in_place = share_buffers(graph, grown)
+    for node in list(graph):
+        if node.op_type == "Attention":
+            multi_head(graph, node)
+    for node in list(graph):
+        if node.op_type in ("LayerNormalization", "RMSNormalization"):
+            normalise_sum(graph, node)
+        elif node.op_type == "Gelu":
+            biased_gelu(graph, node)
+    graph.opset_imports[DOMAIN] = 1
+    drop_unused(graph)
+    return in_place
+
+
+def drop_unused(graph: ir.Graph) -> None:
+    """Remove the nodes that nothing reads any more."""
+    for node in reversed(list(graph)):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+
+
+def keep_last(graph: ir.Graph, name: str, axis: int) -> bool:
+    """Compute an output only for the last entry along an axis: of all that a product with a
+    constant matrix (the head over the vocabulary) is given, it gets only that."""
+    output = next(value for value in graph.outputs if value.name == name)
+    node = output.producer()
+    while node is not None and node.op_type in ("Add", "Mul", "Cast"):
+        node = _producer(node.inputs[0])
+    if node is None or node.op_type != "MatMul" or _rank(node.inputs[0]) <= axis:
+        return False
+    hidden = node.inputs[0]
+    assert hidden is not None
+    bounds = [constant(graph, f"{name}_{k}", [v]) for k, v in _last_slice(axis).items()]
+    cut = ir.node("Slice", inputs=[hidden, *bounds], name=f"{name}_last")
+    _typed(cut.outputs[0], hidden, [*_dims(hidden)[:axis], 1, *_dims(hidden)[axis + 1 :]])
+    graph.insert_before(node, cut)
+    node.replace_input_with(0, cut.outputs[0])
+    output.shape = ir.Shape([*_dims(output)[:axis], 1, *_dims(output)[axis + 1 :]])
+    return True
+
+
+def _last_slice(axis: int) -> dict[str, int]:
+    return {"start": -1, "end": np.iinfo(np.int64).max, "axis": axis}
+
+
+def merge_products(graph: ir.Graph) -> int:
+    """One product instead of several of the same activation (query, key and value), which is then
+    read, and in int8 quantized, once. Returns how many products are gone."""
+    groups: dict[int, list[ir.Node]] = {}
+    for node in graph:
+        if node.op_type == "MatMul" and _rank(node.inputs[0]) == 3 and _matrix(node) is not None:
+            groups.setdefault(id(node.inputs[0]), []).append(node)
+    changed = 0
+    for nodes in groups.values():
+        biases = [_bias_after(node) for node in nodes]
+        if len(nodes) > 1 and all((bias is None) == (biases[0] is None) for bias in biases):
+            _merge(graph, nodes, [bias for bias in biases if bias is not None])
+            changed += len(nodes) - 1
+    return changed
+
+
+def _merge(graph: ir.Graph, nodes: list[ir.Node], adds: list[ir.Node]) -> None:
+    first, source = nodes[0], nodes[0].inputs[0]
+    matrices = [_array(node.inputs[1]) for node in nodes]
+    assert source is not None and first.name is not None
+    weight = constant(graph, f"{first.name}_weights", np.concatenate(matrices, axis=1))
+    product = ir.node("MatMul", inputs=[source, weight], name=f"{first.name}_merged")
+    made = [product]
+    if adds:
+        values = np.concatenate([_array(_constant_side(add)) for add in adds])
+        bias = constant(graph, f"{first.name}_biases", values)
+        made.append(ir.node("Add", inputs=[product.outputs[0], bias], name=f"{first.name}_bias"))
+    width = sum(matrix.shape[1] for matrix in matrices)
+    for node in made:
+        _typed(node.outputs[0], source, [*_dims(source)[:-1], width])
+    sizes = constant(graph, f"{first.name}_sizes", [matrix.shape[1] for matrix in matrices])
+    split = ir.node(
+        "Split",
+        inputs=[made[-1].outputs[0], sizes],
+        attributes={"axis": -1},
+        num_outputs=len(nodes),
+        name=f"{first.name}_split",
+    )
+    graph.insert_before(first, [*made, split])
+    for old, part in zip(adds or nodes, split.outputs, strict=True):
+        _typed(part, old.outputs[0], _dims(old.outputs[0]))
+        ir.convenience.replace_all_uses_with(old.outputs[0], part)
+    graph.remove([*adds, *nodes], safe=True)
+
+
+def share_buffers(graph: ir.Graph, grown: Mapping[str, str]) -> str:
+    """Have the past lie in buffers that the graph writes in place: what it needs to know of them
+    besides is how much is filled, an input of its own. Returns that input's name.
+
+    Nothing is changed, and "" returned, unless every past is read by attention and by nothing
+    else (its length apart), with a mask that is added.
+    """
+    inputs = {value.name: value for value in graph.inputs}
+    readers: list[ir.Node] = []
+    shapes: list[ir.Node] = []
+    for name in grown:
+        for node, place in inputs[name].uses():
+            if node.op_type == "Attention" and place in (4, 5) and _plain(node):
+                readers.append(node)
+            elif node.op_type == "Shape" and _reads(node) <= {2}:
+                shapes.append(node)
+            elif node.op_type != "Shape" or 2 in _reads(node):
+                return ""
+    if not readers:
+        return ""
+    length = ir.val(LENGTH, ir.DataType.INT32, (1,))
+    graph.inputs.append(length)
+    wide = ir.node("Cast", inputs=[length], attributes={"to": ir.DataType.INT64}, name=LENGTH)
+    graph.insert_before(graph[0], wide)
+    for node in shapes:
+        ir.convenience.replace_all_uses_with(node.outputs[0], wide.outputs[0])
+    graph.remove(shapes, safe=True)
+    for node in dict.fromkeys(readers):
+        multi_head(graph, node, length)
+    return LENGTH
+
+
+def multi_head(graph: ir.Graph, node: ir.Node, length: ir.Value | None = None) -> bool:
+    """Attention, whose heads are a dimension of their own, as MultiHeadAttention, whose are not:
+    no transposition of what a product gives and of what the next one wants."""
+    query, key, value, mask, past_key, past_value = [*node.inputs, *[None] * 6][:6]
+    if not _plain(node) or (past_key is not None) != (length is not None):
+        return False
+    assert query is not None and key is not None and value is not None
+    cached = length is None and key.is_graph_input()
+    if not cached:
+        key, value = _merged(graph, node, key), _merged(graph, node, value)
+    heads = _dims(query)[1]
+    inputs = [_merged(graph, node, query), key, value, None, None, mask]
+    attention = ir.node(
+        "MultiHeadAttention",
+        domain=DOMAIN,
+        inputs=[*inputs, past_key, past_value, length] if length is not None else inputs,
+        attributes={"num_heads": heads, **_kept(node, "scale")},
+        num_outputs=len(node.outputs) if length is not None else 1,
+        name=node.name,
+    )
+    graph.insert_before(node, attention)
+    _replace_split(graph, node, attention.outputs[0])
+    for old, new in zip(node.outputs[1:], attention.outputs[1:], strict=False):
+        new.name, old.name = old.name, f"{old.name}_old"
+        _typed(new, old, _dims(old))
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    return True
+
+
+def _plain(node: ir.Node) -> bool:
+    """Whether MultiHeadAttention computes the same: an added mask or none, nothing else special."""
+    query, mask = node.inputs[0], [*node.inputs, *[None] * 4][3]
+    special = ("is_causal", "softcap", "q_num_heads")
+    odd = any(name in node.attributes and node.attributes[name].value for name in special)
+    return (
+        not odd
+        and query is not None
+        and _rank(query) == 4
+        and isinstance(_dims(query)[1], int)
+        and (mask is None or (mask.dtype == query.dtype and _rank(mask) == 4))
+    )
+
+
+def _merged(graph: ir.Graph, before: ir.Node, value: ir.Value) -> ir.Value:
+    """(B, H, S, D) as (B, S, H * D): what it was made of, or else made of it."""
+    transpose = _producer(value)
+    if transpose is not None and _swaps(transpose):
+        reshape = _producer(transpose.inputs[0])
+        source = reshape.inputs[0] if reshape is not None else None
+        if reshape is not None and reshape.op_type == "Reshape" and _rank(source) == 3:
+            assert source is not None
+            return source
+    swap = ir.node("Transpose", inputs=[value], attributes={"perm": [0, 2, 1, 3]})
+    shape = constant(graph, f"{value.name}_merged_shape", [0, 0, -1])
+    merge = ir.node("Reshape", inputs=[swap.outputs[0], shape])
+    graph.insert_before(before, [swap, merge])
+    return merge.outputs[0]
+
+
+def _replace_split(graph: ir.Graph, node: ir.Node, merged: ir.Value) -> None:
+    """Put (B, S, H * D) in the place of a node's (B, H, S, D), or of what that is merged to."""
+    old = node.outputs[0]
+    transpose = _only_use(old)
+    if transpose is not None and _swaps(transpose):
+        reshape = _only_use(transpose.outputs[0])
+        if reshape is not None and reshape.op_type == "Reshape" and _rank(reshape.outputs[0]) == 3:
+            _typed(merged, reshape.outputs[0], _dims(reshape.outputs[0]))
+            ir.convenience.replace_all_uses_with(reshape.outputs[0], merged)
+            graph.remove([reshape, transpose], safe=True)
+            return
+    heads, size = _dims(old)[1], _dims(old)[3]
+    shape = constant(graph, f"{old.name}_split_shape", [0, 0, heads, size])
+    split = ir.node("Reshape", inputs=[merged, shape])
+    swap = ir.node("Transpose", inputs=[split.outputs[0]], attributes={"perm": [0, 2, 1, 3]})
+    graph.insert_before(node, [split, swap])
+    _typed(swap.outputs[0], old, _dims(old))
+    ir.convenience.replace_all_uses_with(old, swap.outputs[0])
+
+
+def normalise_sum(graph: ir.Graph, node: ir.Node) -> bool:
+    """A sum that is normalised, by one operator: (x [+ bias] + residual) and its normalisation."""
+    add = _producer(node.inputs[0])
+    rms = node.op_type == "RMSNormalization"
+    if add is None or add.op_type != "Add" or len(node.inputs) != (2 if rms else 3):
+        return False
+    left, right = add.inputs
+    if left is None or right is None or _rank(left) != 3 or _dims(left) != _dims(right):
+        return False
+    if node.attributes["axis"].as_int() not in (-1, 2):
+        return False
+    x, residual, bias = _with_bias(left, right)
+    scales = [*node.inputs[1:], *([bias] if bias is not None else [])]
+    if rms and bias is not None:
+        return False
+    total = add.outputs[0]
+    wanted = total.is_graph_output() or len(total.uses()) > 1
+    fused = ir.node(
+        "SkipSimplifiedLayerNormalization" if rms else "SkipLayerNormalization",
+        domain=DOMAIN,
+        inputs=[x, residual, *scales],
+        attributes=_kept(node, "epsilon"),
+        num_outputs=4 if wanted else 1,
+        name=node.name,
+    )
+    for unused in fused.outputs[1:3]:
+        unused.name = ""
+    graph.insert_before(add, fused)
+    pairs = [(node.outputs[0], fused.outputs[0])]
+    if wanted:
+        pairs.append((total, fused.outputs[3]))
+    for old, new in pairs:
+        _typed(new, old, _dims(old))
+        new.name, old.name = old.name, f"{old.name}_old"
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    biased = None if bias is None else (_producer(left) if residual is right else _producer(right))
+    graph.remove([node, add, *([biased] if biased is not None else [])], safe=True)
+    return True
+
+
+def _with_bias(left: ir.Value, right: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+    """The sum's parts as (x, residual, bias): one of them may be x plus a constant."""
+    for part, other in ((left, right), (right, left)):
+        add = _producer(part)
+        if add is not None and add.op_type == "Add" and len(part.uses()) == 1:
+            bias = _constant_side(add)
+            if bias is not None and _rank(bias) == 1:
+                x = add.inputs[0] if add.inputs[1] is bias else add.inputs[1]
+                assert x is not None
+                return x, other, bias
+    return left, right, None
+
+
+def biased_gelu(graph: ir.Graph, node: ir.Node) -> bool:
+    """Gelu by tanh, and the bias before it, by one operator. (The engine itself does so for the
+    exact Gelu.)"""
+    attribute = node.attributes.get("approximate")
+    add = _producer(node.inputs[0])
+    if attribute is None or attribute.as_string() != "tanh" or add is None or add.op_type != "Add":
+        return False
+    bias = _constant_side(add)
+    if bias is None or _rank(bias) != 1 or len(add.outputs[0].uses()) > 1:
+        return False
+    x = add.inputs[0] if add.inputs[1] is bias else add.inputs[1]
+    fused = ir.node("FastGelu", domain=DOMAIN, inputs=[x, bias], name=node.name)
+    graph.insert_before(node, fused)
+    _typed(fused.outputs[0], node.outputs[0], _dims(node.outputs[0]))
+    ir.convenience.replace_all_uses_with(node.outputs[0], fused.outputs[0])
+    graph.remove([node, add], safe=True)
+    return True
+
+
+def constant(graph: ir.Graph, name: str, value: Iterable[int] | np.ndarray) -> ir.Value:
+    """A new initializer of the graph."""
+    array = value if isinstance(value, np.ndarray) else np.array(list(value), np.int64)
+    made = ir.val(name, const_value=ir.tensor(array, name=name))
+    graph.register_initializer(made)
+    return made
+
+
+def _typed(value: ir.Value, like: ir.Value, dims: Iterable[int | str | None]) -> None:
+    value.type, value.shape = like.type, ir.Shape(dims)
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return value.producer() if value is not None else None
+
+
+def _only_use(value: ir.Value) -> ir.Node | None:
+    uses = value.uses()
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def _dims(value: ir.Value | None) -> list[int | str | None]:
+    shape = value.shape if value is not None else None
+    return [d if isinstance(d, int) else d.value for d in shape] if shape is not None else []
+
+
+def _rank(value: ir.Value | None) -> int:
+    return len(_dims(value))
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    assert value is not None and value.const_value is not None
+    return value.const_value.numpy()
+
+
+def _matrix(node: ir.Node) -> ir.Value | None:
+    """The constant matrix that a product multiplies by."""
+    value = node.inputs[1]
+    return value if value is not None and value.is_initializer() and _rank(value) == 2 else None
+
+
+def _bias_after(node: ir.Node) -> ir.Node | None:
+    """The addition of a constant vector to a product that nothing else reads."""
+    add = _only_use(node.outputs[0])
+    bias = _constant_side(add) if add is not None and add.op_type == "Add" else None
+    return add if bias is not None and _rank(bias) == 1 else None
+
+
+def _constant_side(add: ir.Node) -> ir.Value | None:
+    return next((v for v in add.inputs if v is not None and v.is_initializer()), None)
+
+
+def _swaps(node: ir.Node) -> bool:
+    return node.op_type == "Transpose" and list(node.attributes["perm"].as_ints()) == [0, 2, 1, 3]
+
+
+def _reads(shape: ir.Node) -> set[int]:
+    """The axes whose size a Shape gives."""
+    rank = _rank(shape.inputs[0])
+    start, end = (shape.attributes.get(name) for name in ("start", "end"))
+    axes = range(rank)[start.as_int() if start else 0 : end.as_int() if end else rank]
+    return set(axes)
+
+
+def _kept(node: ir.Node, name: str) -> dict[str, ir.Attr]:
+    return {name: node.attributes[name]} if name in node.attributes else {}
