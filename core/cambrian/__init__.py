@@ -25,8 +25,10 @@ if TYPE_CHECKING:
         run,
         train,
         verify,
+        verify_golden,
     )
     from cambrian.artifact import Artifact, Port, Signature
+    from cambrian.benchmarking import bench
     from cambrian.checkpoint import Checkpoint
     from cambrian.config import OptimizerConfig, Recipe, TrainConfig
     from cambrian.data import Batches, Prepared, Processor
@@ -42,18 +44,21 @@ if TYPE_CHECKING:
         DatasetEntry,
         Entry,
         ExporterSpec,
+        Golden,
         ModelSpec,
         Ref,
         RuntimeSpec,
         TrainerSpec,
     )
     from cambrian.training import Job, Outcome, Trainer
+    from cambrian.workload import Sizes, Workload
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "api": "evaluate export load lock open_checkpoint pull resume run train verify",
+    "api": "evaluate export load lock open_checkpoint pull resume run train verify verify_golden",
     "artifact": "Artifact Port Signature",
+    "benchmarking": "bench",
     "checkpoint": "Checkpoint",
     "config": "OptimizerConfig Recipe TrainConfig",
     "data": "Batches Prepared Processor",
@@ -65,8 +70,9 @@ _HOMES = {
     "registry": "load_registry",
     "runtime": "Runtime Session",
     "scores": "Confusion Scores",
-    "specs": "DatasetEntry Entry ExporterSpec ModelSpec Ref RuntimeSpec TrainerSpec",
+    "specs": "DatasetEntry Entry ExporterSpec Golden ModelSpec Ref RuntimeSpec TrainerSpec",
     "training": "Job Outcome Trainer",
+    "workload": "Sizes Workload",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
@@ -81,6 +87,7 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "Entry",
     "Exporter",
     "ExporterSpec",
+    "Golden",
     "Graph",
     "Job",
     "Model",
@@ -98,11 +105,14 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "Scores",
     "Session",
     "Signature",
+    "Sizes",
     "TrainConfig",
     "Trainer",
     "TrainerSpec",
     "Update",
     "UsageError",
+    "Workload",
+    "bench",
     "evaluate",
     "export",
     "hookimpl",
@@ -115,6 +125,7 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "run",
     "train",
     "verify",
+    "verify_golden",
 ]
 
 

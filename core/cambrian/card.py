@@ -18,20 +18,29 @@ from cambrian.specs import ModelSpec
 CARD = "README.md"
 SEAL = "<!-- Written by Cambrian, which replaces it unless it was edited: sha256 {} -->\n"
 SPECIAL = re.compile(r"([\\`*_\[\]<>|~$!&#])")
-# The Hub's names of licences (hf.co/docs/hub/repositories-licenses); it refuses any other.
+# The Hub's names of licences; it refuses any other. Source: huggingface/hub-docs,
+# docs/hub/repositories-licenses.md at 242f4a1.
 LICENSES = (
-    "afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear "
-    "bsl-1.0 cc cc-by-2.0 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 "
-    "cc-by-nc-nd-4.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 gpl gpl-2.0 "
-    "gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0 mit mpl-2.0 ncsa odbl odc-by ofl-1.1 openrail osl-3.0 "
-    "other pddl postgresql unknown unlicense wtfpl zlib"
+    "afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m "
+    "bigscience-bloom-rail-1.0 bigscience-openrail-m bsd bsd-2-clause bsd-3-clause "
+    "bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 "
+    "cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 "
+    "cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 "
+    "cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license ecl-2.0 "
+    "epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 fair-noncommercial-research-license gemma gfdl "
+    "gpl gpl-2.0 gpl-3.0 grok2-community h-research intel-research isc lgpl lgpl-2.1 lgpl-3.0 "
+    "lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa "
+    "odbl odc-by ofl-1.1 openmdw-1.0 openmdw-1.1 openrail openrail++ osl-3.0 other pddl "
+    "postgresql unknown unlicense wtfpl zlib"
 )
-# Of the Hub's own names of tasks, those that models here may have; others are left unsaid.
+# Of the Hub's own names of tasks, those that models here may have; others are left unsaid. Source:
+# huggingface/huggingface.js, packages/tasks/src/pipelines.ts at fe42e68.
 TASKS = (
     "text-generation fill-mask text-classification token-classification sentence-similarity "
-    "feature-extraction image-classification unconditional-image-generation "
-    "text2text-generation summarization translation"
+    "feature-extraction image-classification unconditional-image-generation summarization "
+    "translation"
 )
+BROADER = {"text2text-generation": "text-generation"}  # a kind of the other, on the Hub
 Header = Mapping[str, Any]
 
 
@@ -51,8 +60,8 @@ def header(
 ) -> list[str]:
     """The YAML header of a card. `license` is a name of the Hub's or of SPDX, or any other."""
     fields: dict[str, Any] = {"library_name": "cambrian"}
-    if task in TASKS.split():
-        fields["pipeline_tag"] = task
+    if (tag := BROADER.get(task, task)) in TASKS.split():
+        fields["pipeline_tag"] = tag
     fields["tags"] = list(tags)
     if license.lower() in LICENSES.split():
         fields["license"] = license.lower()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -24,6 +23,7 @@ import msgspec
 
 from cambrian.errors import BrokenFile, CambrianError, NotFound, UsageError, listed, nearest
 from cambrian.files import read_json, sha256, write_json, write_with
+from cambrian.outlines import at_most, equal_by_shape
 from cambrian.specs import ModelSpec
 from cambrian.torch_files import converted, torch_name
 from cambrian.weight_files import DTYPES, Header, header
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
+MARGIN = 1000  # parameters that a model may have beyond those that its weights explain
 ARCHITECTURES = "architectures"  # transformers' key of a model's class, which holds a list
 
 
@@ -245,7 +246,7 @@ def open_shard(source: Path, names: set[str]) -> Shard:
 
 def read_index(index: Path) -> dict[Path, set[str]]:
     """The files beside an index that it names, with the tensors that each must hold."""
-    table = read_json(index, limit=64 << 20).get("weight_map")
+    table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise BrokenFile(f"{index} has no weight_map.")
     kind = Path(index.name.removesuffix(".index.json")).suffix
@@ -300,7 +301,7 @@ def require_match(spec: ModelSpec, config: Any, outlines: dict[str, Tensor], pat
     import torch
 
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), at_most(MARGIN + 8 * len(outlines), str(path)):
             model = spec.model.load()(config)
     except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
         reason = str(error).splitlines()[0]
@@ -318,21 +319,6 @@ def require_match(spec: ModelSpec, config: Any, outlines: dict[str, Tensor], pat
     except (RuntimeError, TypeError):
         return
     require_fit(model, named, path)
-
-
-def equal_by_shape() -> AbstractContextManager[Any]:
-    """Let `torch.equal` compare shapes, since tensors on the meta device have nothing else: what
-    ties two names may compare them."""
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    class ByShape(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
-            if func in (torch.equal, torch.Tensor.equal):
-                return args[0].shape == args[1].shape
-            return func(*args, **(kwargs or {}))
-
-    return ByShape()
 
 
 def keep_fitting(model: Model, tensors: Mapping[str, Tensor], path: Path) -> Kept:

@@ -7,7 +7,6 @@ differences, `--config FILE.toml`, `--set key=value`. TOML syntax everywhere.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import msgspec
 
 from cambrian.errors import UsageError, nearest
+from cambrian.toml import parse_toml
 
 D = TypeVar("D")
 
@@ -103,7 +103,7 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{where}: {_lower(str(error))}, got {value!r}.") from None
+        raise UsageError(f"{where}: {_lower(str(error))}, got {_shown(value)}.") from None
 
 
 def update(instance: D, changes: Mapping[str, Any], where: str) -> D:
@@ -146,10 +146,10 @@ def apply(config: D, recipe: Recipe, changes: Changes, where: str) -> tuple[D, R
 def read_changes(file: Path) -> Changes:
     """Read a settings file (TOML with the sections above)."""
     try:
-        return tomllib.loads(file.read_text("utf-8"))
+        return parse_toml(file.read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"Cannot read {file}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(f"{file} is not valid TOML: {error}.") from error
 
 
@@ -160,8 +160,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise UsageError(f"'{text}' is no setting; write key=value, for instance steps=200.")
     try:
-        return key, tomllib.loads(f"v = {raw}")["v"]
-    except tomllib.TOMLDecodeError:
+        return key, parse_toml(f"v = {raw}")["v"]
+    except ValueError:
         return key, raw
 
 
@@ -206,3 +206,11 @@ def as_changes(config: Any, recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of thousands of digits
+        return "a number too long to print"
+    return text if len(text) <= 200 else f"{text[:197]}..."

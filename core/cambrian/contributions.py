@@ -14,6 +14,7 @@ from cambrian.specs import (
     DatasetEntry,
     Entry,
     ExporterSpec,
+    Golden,
     ModelSpec,
     Ref,
     RuntimeSpec,
@@ -36,6 +37,7 @@ OUTER: Mapping[str, type] = {
     "Mapping": Mapping,
     "Ref": Ref,
     "Recipe": Recipe,
+    "Golden": Golden,
 }
 
 

@@ -146,7 +146,7 @@ def read_config() -> dict[str, Any]:
         return {}
     except OSError as error:
         raise BrokenFile(f"Cannot read {file}: {error.strerror}.") from error
-    except ValueError as error:  # bad TOML, bad UTF-8
+    except (ValueError, RecursionError) as error:  # bad TOML, bad UTF-8
         raise BrokenFile(f"{file} is not valid TOML ({error}). Mend or delete it.") from error
     plugins: Any = config.get("plugins", {})
     names: Any = plugins.get("disabled", []) if isinstance(plugins, dict) else None

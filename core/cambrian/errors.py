@@ -27,7 +27,7 @@ class BrokenFile(CambrianError):
 
 
 class Rejected(CambrianError):
-    """An export that does not equal its model within tolerance."""
+    """Numbers that do not equal those they are held to within tolerance."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Generator
@@ -15,6 +16,7 @@ from typing import Any
 from cambrian.errors import BrokenFile, CambrianError, UsageError
 
 PARTIAL = ".partial-"
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # one half of a character, as JSON writes it
 
 
 def cache_folder(name: str) -> Path:
@@ -54,7 +56,10 @@ def read_json(path: Path, limit: int = 16 << 20) -> dict[str, Any]:
     try:
         if (size := path.stat().st_size) > limit:
             raise BrokenFile(f"{path} has {size} bytes; more than {limit} cannot be right.")
-        value = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        value = json.loads(text)
+        if SURROGATE.search(text):  # halves of characters are no text
+            json.dumps(value, ensure_ascii=False).encode()
     except OSError as error:
         raise BrokenFile(f"Cannot read {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:

@@ -118,10 +118,16 @@ def pull(
     return hub.fetch(wanted.location, wanted.wish, report=report, rehash=rehash)
 
 
-def plan_pull(target: str, *, revision: str | None = None, locked: bool = False) -> Plan:
+def plan_pull(
+    target: str,
+    *,
+    revision: str | None = None,
+    locked: bool = False,
+    report: Report = silent,
+) -> Plan:
     """What `pull` would fetch."""
     wanted = settle(source(target, load_registry()), revision, locked)
-    return hub.plan(wanted.location, wanted.wish)
+    return hub.plan(wanted.location, wanted.wish, report=report)
 
 
 class Look(NamedTuple):
@@ -134,9 +140,9 @@ class Look(NamedTuple):
     dtypes: tuple[str, ...]
 
 
-def look_at(target: str) -> Look:
+def look_at(target: str, *, report: Report = silent) -> Look:
     """Look at a model on the Hub; of the weights only the headers are fetched."""
-    plan = plan_pull(target)
+    plan = plan_pull(target, report=report)
     headers = [
         hub.remote_header(plan.listing.location, file)
         for file in plan.needed

@@ -15,7 +15,15 @@ from pathlib import Path, PurePosixPath
 import cambrian
 from cambrian.artifact import MANIFEST, Artifact
 from cambrian.card import CARD, checkpoint_card, is_sealed
-from cambrian.checkpoint import CONFIG, GENERATION, Checkpoint, index_of, read_config, shards
+from cambrian.checkpoint import (
+    CONFIG,
+    GENERATION,
+    Checkpoint,
+    find_weights,
+    index_of,
+    read_config,
+    shards,
+)
 from cambrian.errors import BrokenFile, UsageError
 from cambrian.files import read_json
 from cambrian.hub.location import Location, parse_uri
@@ -23,6 +31,7 @@ from cambrian.hub.push import Order, Pushed, Upload
 from cambrian.hub.push import push as send
 from cambrian.registry import Registry, load_registry, model_folder
 from cambrian.run_record import RunRecord, model_index
+from cambrian.torch_files import torch_name
 from cambrian.weight_files import header
 
 TRAIN = "train"
@@ -166,15 +175,16 @@ class Packing:
     def take_weights(self, checkpoint: Checkpoint) -> None:
         """The weights' files, the headers of which must fit them, and their index."""
         file = self.folder / checkpoint.spec.weights_file
+        found = find_weights(self.folder, file.name)
+        if found.name.startswith(torch_name(file.name)):
+            raise UsageError(
+                f"{found} is in torch's own format, which is not pushed; load the model and save "
+                "it anew, or push a folder with safetensors."
+            )
         if not (file.is_symlink() or file.is_file()):
             require_plain(self.folder, index_of(file).name)
             self.take(index_of(file).name)
         for shard in shards(self.folder, file.name):
-            if shard.source != shard.file:
-                raise UsageError(
-                    f"{shard.source} is in torch's own format, which is not pushed; load the model "
-                    "and save it anew, or push a folder with safetensors."
-                )
             self.take(shard.source.name)
 
     def run_record(self) -> RunRecord | None:

@@ -7,28 +7,36 @@ weights = "hf://owner/repo@revision"      summary, license
 files = {"name" = "sha256"}
 config = {field = value}
 recipe.train, recipe.optimizer, recipe.data = {field = value}
+golden = {what a reference computed: the fields of specs.Golden}
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from cambrian.config import SECTIONS, convert, fields_of
 from cambrian.contributions import spellable
 from cambrian.errors import BrokenFile, UsageError, nearest
-from cambrian.specs import DatasetEntry, Entry
+from cambrian.specs import DatasetEntry, Entry, Golden
+from cambrian.toml import parse_toml
 
 Item: TypeAlias = Entry | DatasetEntry
-LIMIT = 1 << 20  # bytes; a registry is a list of names
+LIMIT = 256 << 10  # bytes; a registry is a list of names
 HUB = re.compile(r"hf://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[A-Za-z0-9][\w./-]*)?", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}")
+# What tells where a statement of TOML ends: strings and comments, brackets, ends of lines.
+TOKEN = re.compile(
+    r""""{3}(?:\\.|[^\\])*?"{3,5}|'{3}.*?'{3,5}|"(?:\\.|[^"\\])*"|'[^']*'|\#[^\n]*|[][{}\n]""",
+    re.DOTALL,
+)
 KINDS: Mapping[str, type[Item]] = {"models": Entry, "datasets": DatasetEntry}
 REQUIRED = {"models": ("architecture",), "datasets": ("kind", "source")}
+GOLDEN = ("inputs", "ids", "values", "source")
 
 
 class Fault(NamedTuple):
@@ -73,10 +81,10 @@ def parse(file: Path) -> tuple[str, dict[str, Any]]:
         if file.stat().st_size > LIMIT:
             raise BrokenFile(f"{file} has more than {LIMIT} bytes; that is no registry file.")
         text = file.read_text("utf-8")
-        return text, tomllib.loads(text)
+        return text, parse_toml(text)
     except OSError as error:
         raise BrokenFile(f"Cannot read {file}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BrokenFile(f"{file} is not valid TOML: {error}.") from error
 
 
@@ -91,7 +99,7 @@ def read_item(document: Mapping[str, Any], section: str, name: str, origin: str)
         raise Wrong(path if name else [section], f"write [{section}.NAME] and keys below it.")
     if not spellable(name):
         raise Wrong(path, f"'{name}' is no name: use letters, digits, . _ + -")
-    values = read_values(cast(dict[str, Any], table), path)
+    values = read_values(cast(dict[str, Any], table), path, keys_of(section))
     for key in REQUIRED[section]:
         if not values.get(key):
             raise Wrong(path, f"[{section}.{name}] lacks {key}.")
@@ -100,19 +108,37 @@ def read_item(document: Mapping[str, Any], section: str, name: str, origin: str)
     return KINDS[section](name=name, origin=origin, **values)
 
 
-def read_values(table: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+def read_values(
+    table: Mapping[str, Any], path: Sequence[str], types: Mapping[str, Any]
+) -> dict[str, Any]:
     """The table's values by key, with names and types checked."""
-    types = keys_of(path[0])
     values: dict[str, Any] = {}
     for key, given in table.items():
         if key not in types:
             raise Wrong([*path, key], f"unknown key '{key}'.{nearest(key, types)}")
-        value: Any = [given] if key == "source" and isinstance(given, str) else given
+        value: Any = given
+        if key == "golden":
+            value = read_golden(given, [*path, key])
+        elif key == "source" and path[0] == "datasets" and isinstance(given, str):
+            value = [given]
         try:
             values[key] = convert(value, types[key], key)
         except UsageError as error:
             raise Wrong([*path, key], str(error)) from error
     return values
+
+
+def read_golden(table: Any, path: Sequence[str]) -> Golden:
+    """The table of what a reference computed."""
+    if not isinstance(table, dict):
+        raise Wrong(path, "golden is one table; write [models.NAME.golden] and keys below it.")
+    values = read_values(cast(dict[str, Any], table), path, fields_of(Golden))
+    if missing := [key for key in GOLDEN if key not in values]:
+        raise Wrong(path, f"golden lacks {missing[0]}.")
+    try:
+        return Golden(**values)
+    except ValueError as error:
+        raise Wrong(path, f"golden: {error}.") from error
 
 
 @cache
@@ -126,6 +152,8 @@ def check_model(values: Mapping[str, Any], path: Sequence[str]) -> None:
     weights = values.get("weights", "")
     if weights and not HUB.fullmatch(weights):
         raise Wrong([*path, "weights"], f"weights: {weights!r} is not hf://owner/repo@revision.")
+    if "golden" in values and not weights:
+        raise Wrong([*path, "golden"], "golden is of weights, which this table does not name.")
     for name, digest in values.get("files", {}).items():
         if Path(name).name != name or name.startswith("."):
             raise Wrong([*path, "files", name], f"files: {name!r} is not a plain file name.")
@@ -138,27 +166,41 @@ def check_model(values: Mapping[str, Any], path: Sequence[str]) -> None:
 
 
 def line_of(text: str, path: Sequence[str]) -> int:
-    """The line where a key is given: the first without which the text does not hold it yet.
-
-    tomllib tells no lines, so the text is read again in ever longer pieces; only errors pay.
-    """
-    lines = text.splitlines()
-    good = 0
-    for count in range(1, len(lines) + 1):
-        try:
-            found: Any = tomllib.loads("\n".join(lines[:count]))
-        except tomllib.TOMLDecodeError:
-            continue
-        if holds(found, path):
-            return good + 1
-        good = count
-    return good or 1
+    """The line where a key of valid TOML is given first; tomllib tells none."""
+    lines = lines_of(text)
+    return next(
+        (lines[key] for n in range(len(path), 0, -1) if (key := tuple(path[:n])) in lines), 1
+    )
 
 
-def holds(document: Any, path: Sequence[str]) -> bool:
-    """Whether nested tables have the key at the end of `path`."""
-    for key in path:
-        if not isinstance(document, dict) or key not in document:
-            return False
-        document = cast(dict[str, Any], document)[key]
-    return True
+@lru_cache(maxsize=1)
+def lines_of(text: str) -> Mapping[tuple[str, ...], int]:
+    """The line where each key is given first, by the names that lead to it."""
+    lines: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()
+    for line, statement in statements(text):
+        is_header = statement.lstrip().startswith("[")
+        found = [path if is_header else table + path for path in paths(tomllib.loads(statement))]
+        for path in found:
+            lines.setdefault(path, line)
+        table = found[-1] if is_header else table
+    return lines
+
+
+def statements(text: str) -> Iterator[tuple[int, str]]:
+    """What valid TOML consists of, headers of tables and keys with values, each with its line."""
+    line, begin, depth = 1, 0, 0
+    for token in TOKEN.finditer(f"{text}\n"):
+        if token[0] == "\n" and not depth:
+            yield line, text[begin : token.end()]
+            line += text.count("\n", begin, token.end())
+            begin = token.end()
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+
+
+def paths(document: Any, depth: int = 4) -> Iterator[tuple[str, ...]]:
+    """The names that lead to each key of nested tables, as deep as a `Wrong` points."""
+    if isinstance(document, dict) and depth:
+        for key, value in cast(dict[str, Any], document).items():
+            yield (key,)
+            yield from ((key, *path) for path in paths(value, depth - 1))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -19,6 +18,7 @@ from cambrian.errors import BrokenFile
 from cambrian.files import read_json
 from cambrian.registry import Registry
 from cambrian.specs import Entry
+from cambrian.toml import parse_toml
 
 HUB = "hf://"
 PASSING = "cache_hit"  # of a data summary: true of the machine, not of the data
@@ -52,7 +52,7 @@ class RunRecord:
             return None
         record = read_json(train / "run.json")
         try:
-            recipe = tomllib.loads((train / "recipe.toml").read_text("utf-8"))
+            recipe = parse_toml((train / "recipe.toml").read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise BrokenFile(f"{train / 'recipe.toml'} cannot be read ({error}).") from error
         file = train / "data.json"

@@ -7,6 +7,7 @@ that listing a thousand models costs no more than reading their names.
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from cambrian.weights import Weights
 
 T = TypeVar("T")
+# Limits of a Golden: it comes from files that anybody may have written.
+MOST_INPUTS, MOST_NUMBERS, MOST_IDS, MOST_WORDS = 32, 1024, 100, 200
+MOST = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -87,17 +91,22 @@ class TrainerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ExporterSpec:
-    """A file format that a model's graphs can be written to; `format` is what runtimes match."""
+    """A file format that a model's graphs can be written to; `format` is what runtimes match.
+
+    repackages: its files compute what another exporter's do, in another layout, so that a
+        benchmark need not measure both.
+    """
 
     name: str
     summary: str
     format: str
     exporter: Ref[type[Exporter]]
+    repackages: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeSpec:
-    """An engine that opens folders of the given formats."""
+    """An engine that opens folders of the given formats, those first that it is fastest with."""
 
     name: str
     summary: str
@@ -106,11 +115,54 @@ class RuntimeSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Golden:
+    """What a reference implementation computed with an entry's weights, in float32, to hold our
+    reading of them to.
+
+    `inputs` are numbers by graph and by input, one row of a batch each. The graphs named run once,
+    in the model's own order, each with the state that those before it left. Of the last one's
+    `output` (its first of real numbers, if none is named) the row at `position` has its largest
+    elements at `ids`, the largest first, with these `values`. `tolerance` is what
+    exporting.parity calls the limit, that of float32 unless given. `source` says who computed it.
+    ValueError where the fields contradict each other or hold more than an entry may.
+    """
+
+    inputs: Mapping[str, Mapping[str, tuple[int | float, ...]]]
+    ids: tuple[int, ...]
+    values: tuple[float, ...]
+    source: str
+    output: str = ""
+    position: int = -1
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        rows = [row for graph in self.inputs.values() for row in graph.values()]
+        if not all(self.inputs.values()) or not 1 <= len(rows) <= MOST_INPUTS:
+            raise ValueError(f"inputs are for each graph at least one, in all up to {MOST_INPUTS}")
+        if not all(1 <= len(row) <= MOST_NUMBERS for row in rows):
+            raise ValueError(f"an input has from 1 to {MOST_NUMBERS} numbers")
+        if not 1 <= len(self.ids) <= MOST_IDS or len(self.ids) != len(self.values):
+            raise ValueError(f"ids and values are equally many, from 1 to {MOST_IDS}")
+        numbers = [*itertools.chain(*rows), *self.ids, *self.values, self.position]
+        if not all(abs(number) < MOST for number in numbers):  # not NaN either
+            raise ValueError(f"a number is none, or not below {MOST}")
+        if min(self.ids) < 0 or len({*self.ids}) < len(self.ids):
+            raise ValueError("ids are indices, each given once")
+        if list(self.values) != sorted(self.values, reverse=True):
+            raise ValueError("values are the largest ones, the largest first")
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise ValueError("tolerance lies between 0 and 1")
+        if not self.source.isprintable() or not 1 <= len(self.source) <= MOST_WORDS:
+            raise ValueError(f"source is one line of at most {MOST_WORDS} characters")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """A named model: an architecture, differences from its defaults, and perhaps weights.
 
     `files` maps a file's name to its sha256. `recipe` holds differences from the architecture's
-    recipe, by section. `origin` says which file or plugin the entry came from.
+    recipe, by section. `golden` proves that its weights are read right. `origin` says which file
+    or plugin the entry came from.
     """
 
     name: str
@@ -121,6 +173,7 @@ class Entry:
     files: Mapping[str, str] = field(default_factory=dict[str, str])
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    golden: Golden | None = None
     origin: str = ""
 
 

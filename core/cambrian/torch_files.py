@@ -29,6 +29,7 @@ from cambrian.weight_files import (
     recognise_stranger,
 )
 
+CONVERTED = "converted"
 LARGEST_PICKLE = 64 << 20  # bytes
 LARGEST_DIRECTORY = 16 << 20  # bytes of a zip archive's list of entries
 REPEATS = 8  # how often the file's size the tensors may be together: tied ones are written apart
@@ -70,8 +71,8 @@ def converted(file: Path) -> Path:
     try:
         before = _state(file)
         digest = sha256(file)
-        target = cache_folder("converted") / f"{digest}.safetensors"
-        if not _is_intact(target, digest):
+        target = cache_folder(CONVERTED) / f"{digest}.safetensors"
+        if not is_intact(target, digest):
             _convert(file, digest, target)
         if _state(file) != before:
             target.unlink(missing_ok=True)
@@ -81,12 +82,17 @@ def converted(file: Path) -> Path:
     return target
 
 
+def conversions() -> list[Path]:
+    """All converted files; the stem of each is the sha256 of what it was made from."""
+    return sorted(cache_folder(CONVERTED).glob("*.safetensors"))
+
+
 def _state(file: Path) -> tuple[int, int, int]:
     found = file.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _is_intact(target: Path, digest: str) -> bool:
+def is_intact(target: Path, digest: str) -> bool:
     """Whether the file is there, is of this source, and has the numbers that were written."""
     try:
         found = header(target)

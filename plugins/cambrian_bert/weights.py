@@ -39,7 +39,7 @@ class BertWeights:
         """The module's names, without buffers and other models' heads.
 
         BrokenFile where one parameter comes under two names, or where tensors differ that the
-        config ties.
+        config ties. The tensors may be on the meta device.
         """
         with torch.device("meta"):
             expected = self.kind(config).state_dict().keys()

@@ -26,7 +26,8 @@ class GPTWeights:
 
     def load(self, tensors: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
         """The module's names and orientation; BrokenFile for a name held twice, or an output
-        layer that the config ties but that is another than the embedding."""
+        layer that the config ties but that is another than the embedding. The tensors may be on
+        the meta device."""
         found = _named(tensors)
         _tie(found, config)
         return {name: _transposed(name, tensor) for name, tensor in found.items()}

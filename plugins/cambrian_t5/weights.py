@@ -23,7 +23,8 @@ class T5Weights:
     """The Weights interface for T5."""
 
     def load(self, tensors: Mapping[str, Tensor], config: T5Config) -> dict[str, Tensor]:
-        """The module's own names; BrokenFile where two names of one tensor disagree."""
+        """The module's own names; BrokenFile where two names of one tensor disagree. The tensors
+        may be on the meta device."""
         found = {name: tensor for name, tensor in tensors.items() if name != STRAY}
         for name in COPIES:
             if name in found:

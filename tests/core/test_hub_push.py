@@ -17,7 +17,7 @@ import yaml
 
 import cambrian
 from cambrian import pushing
-from cambrian.card import is_sealed
+from cambrian.card import header, is_sealed
 from cambrian.errors import BrokenFile, CambrianError, UsageError
 from cambrian.hub.push import Pushed
 from cambrian.testing.hub import Fault, LoopbackHub, User
@@ -154,6 +154,12 @@ def test_the_card_says_what_the_run_recorded(made: Made) -> None:
     assert r"sums\|\<b\>\`x\`.txt" in card
 
 
+def test_names_are_those_of_the_hub() -> None:
+    head = front("\n".join(header("text2text-generation", [], "OpenRAIL++")))
+    assert (head["pipeline_tag"], head["license"]) == ("text-generation", "openrail++")
+    assert "pipeline_tag" not in front("\n".join(header("image-reconstruction", [])))
+
+
 def test_the_figures_are_of_the_weights_that_go_and_terms_are_inherited(model: Path) -> None:
     train = model / "train"
     state = json.loads((train / "step-00000006/state.json").read_text())
@@ -258,6 +264,9 @@ def test_broken_and_foreign_folders_are_refused(model: Path) -> None:
     weights.unlink()
     with pytest.raises(CambrianError, match=r"no weights|missing"):
         pushing.plan(model, "hf://alice/sums")
+    (model / "pytorch_model.bin").write_bytes(b"no pickle")
+    with pytest.raises(UsageError, match=r"pytorch_model\.bin is in torch's own format"):
+        pushing.plan(model, "hf://alice/sums")
     weights.write_bytes(whole)
     description = json.loads((model / "config.json").read_text())
     del description["cambrian"]
@@ -332,3 +341,53 @@ def test_a_conflict_and_a_server_without_xet(
     with pytest.raises(CambrianError, match="HF_HUB_DISABLE_XET=1"):
         push(made.model)
     assert repository.find("main") == before
+
+
+def test_an_export_is_pulled_and_runs(
+    hub: LoopbackHub, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    address = str(push(made.artifact, "hf://alice/sums-onnx").location)
+    manifest = json.loads((made.artifact / "manifest.json").read_text())
+    found = cambrian.pull(address)
+    assert found.files.keys() == {"manifest.json", *manifest["files"]}
+    hub.clear()
+    local = cambrian.run(made.artifact, ["1 and 2"], max_new_tokens=4)
+    assert cambrian.run(address, ["1 and 2"], max_new_tokens=4) == local
+    assert cambrian.verify(found.folder, device="cpu")["cases"] and hub.requests == []
+
+
+def test_a_server_that_says_nothing_is_left(
+    hub: LoopbackHub, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.05)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", id)  # no waits in between
+    hub.fault("PUT cdn", Fault(delay=5), times=None)
+    with pytest.raises(CambrianError, match=r"Sending to hf://alice/sums@main failed \(timed out"):
+        push(made.model)
+    tries = len(hub.matching("PUT cdn"))
+    assert tries == 6 and "model.safetensors" not in hub.repository("alice/sums").files()
+    hub.heal()
+    assert push(made.model).changed and len(hub.matching("PUT cdn")) == tries, "sent once more"
+    hub.fault("POST hub .*/commit/", Fault(delay=5), times=None)
+    with pytest.raises(CambrianError, match=r"Cannot push .* does not answer \(timed out"):
+        push(made.model, license="mit")
+
+
+def test_an_upload_that_is_sent_elsewhere_or_refused(hub: LoopbackHub, made: Made) -> None:
+    hub.fault("objects/batch", Fault(redirect_loop=True), times=None)
+    with pytest.raises(
+        CambrianError, match=r"does not answer \(Exceeded maximum allowed redirects"
+    ):
+        push(made.model)
+    hub.heal()
+    hub.fault("PUT cdn", Fault(status=307, headers={"Location": f"{hub.endpoint}/other"}))
+    with pytest.raises(CambrianError, match=r"Sending to hf://alice/sums@main failed .*Push again"):
+        push(made.model)
+    assert [r for r in hub.matching("PUT hub /other") if "authorization" in r.headers] == []
+    hub.fault("PUT cdn", Fault(status=403))
+    with pytest.raises(CambrianError, match=r"failed \(status 403\); nothing was committed"):
+        push(made.model)
+    assert "model.safetensors" not in hub.repository("alice/sums").files()
+    assert push(made.model).changed

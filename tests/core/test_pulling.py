@@ -143,6 +143,7 @@ def test_info_reads_the_header_alone(world: World) -> None:
     facts = json.loads(world.run("info", URI, "--json").out)
     assert int(facts["parameters"].replace(",", "")) > 1000
     assert (facts["dtypes"], facts["commit"], facts["license"]) == (["F32"], world.commit, "mit")
+    assert facts["config"]["cambrian"]["architecture"] == "gpt"
     size = world.repo.files()["model.safetensors"].size
     assert 0 < world.hub.bytes_sent("safetensors") < size / 2
 
@@ -179,3 +180,87 @@ def test_nothing_heavy_is_imported_to_pull(world: World) -> None:
         [sys.executable, "-c", script], env=environment, cwd=world.project, check=False
     )
     assert done.returncode == 0
+
+
+def test_what_was_verified_for_another_architecture_is_refused(world: World) -> None:
+    declare(world.project, f"{URI}@{world.commit}")
+    assert world.run("pull", "mine").code == 0
+    file = world.project / "cambrian.toml"
+    file.write_text(file.read_text().replace('"gpt"', '"bert"'))
+    world.hub.clear()
+    done = world.run("pull", "mine")
+    assert (done.code, world.hub.requests) == (1, []), done
+    assert "config.json does not describe a bert model" in done.err
+
+
+def test_a_lock_holds_what_is_named_and_keeps_it(world: World) -> None:
+    declare(world.project, URI)
+    with (world.project / "cambrian.toml").open("a") as file:
+        file.write('[models.plain]\narchitecture = "gpt"\n')  # which a lock has no use for
+    assert world.run("lock", f"{URI}@{world.commit}").code == 0
+    lock = world.project / LOCK
+    assert sorted(Lock.read(lock).models) == [URI, "mine"]
+    written = lock.stat().st_ino
+    assert world.run("lock").code == 0
+    assert sorted(Lock.read(lock).models) == [URI, "mine"]
+    assert lock.stat().st_ino == written  # what did not change is not written
+
+
+def test_a_lock_follows_the_registry(world: World) -> None:
+    declare(world.project, f"{URI}@{world.commit}")
+    assert world.run("lock").code == 0
+    declare(world.project, URI, f'{{"config.json" = "{"a" * 64}"}}')
+    assert "different contents of config.json" in world.run("lock", "--check").err
+    declare(world.project, f"hf://alice/other@{world.commit}")
+    assert f"pins 'mine' to {URI}@{world.commit}" in world.run("lock", "--check").err
+    newer = world.repo.commit({"README.md": b"newer"})
+    declare(world.project, f"{URI}@{newer}")
+    assert world.run("lock").code == 0
+    assert Lock.read(world.project / LOCK).models["mine"].revision == newer
+
+
+def test_only_the_files_of_a_lock_come(world: World) -> None:
+    declare(world.project, URI)
+    assert world.run("lock").code == 0
+    file = world.project / LOCK
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if "tokenizer_config" not in line))
+    world.hub.clear()
+    elsewhere = world.hub.environment(world.project.parent / "elsewhere")  # nothing is cached there
+    assert world.run("pull", "--locked", **elsewhere).code == 0
+    assert world.hub.bytes_sent("safetensors") and world.hub.matching("tokenizer.json")
+    assert not world.hub.matching("tokenizer_config")
+
+
+def test_another_revision_leaves_the_registrys_hashes_behind(world: World) -> None:
+    newer = world.repo.commit({"README.md": b"newer"})
+    declare(world.project, URI, f'{{"model.safetensors" = "{"a" * 64}"}}')
+    assert world.run("pull", "mine").code == 1
+    done = world.run("pull", "mine", "--revision", world.commit)
+    assert (done.code, world.commit in done.out, newer in done.out) == (0, True, False), done.err
+    done = world.run("pull", "mine", "--revision", world.commit, "--locked")
+    assert (done.code, "exclude each other" in done.err) == (2, True)
+
+
+def test_damage_that_leaves_no_trace_is_found_by_hashing_again(world: World) -> None:
+    address = f"{URI}@{world.commit}"
+    assert world.run("pull", address).code == 0
+    (blob,) = (p.resolve() for p in (world.project.parent / "home").rglob("model.safetensors"))
+    before, whole = blob.stat(), blob.read_bytes()
+    with blob.open("r+b") as file:
+        file.write(bytes(8))
+    os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
+    world.hub.clear()
+    assert (world.run("pull", address).code, world.hub.requests) == (0, [])
+    assert world.run("pull", address, "--verify").code == 0
+    assert blob.read_bytes() == whole
+    assert world.hub.bytes_sent("safetensors") == len(whole)
+
+
+def test_what_no_plugin_provides_is_known_by_its_description(world: World) -> None:
+    world.hub.create("alice/strange").commit(
+        {"config.json": b'{"model_type": "strange"}', "model.safetensors": bytes(99)}
+    )
+    done = world.run("pull", "hf://alice/strange")
+    assert (done.code, "which no plugin provides" in done.err) == (2, True), done
+    assert not world.hub.bytes_sent("safetensors")

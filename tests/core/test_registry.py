@@ -19,7 +19,7 @@ from cambrian.hookspecs import hookimpl
 from cambrian.plugins import Plugins
 from cambrian.registry import Registry, load_registry, shipped_file
 from cambrian.registry_file import line_of, read_registry_file
-from cambrian.specs import DatasetEntry, Entry, ModelSpec, Ref
+from cambrian.specs import DatasetEntry, Entry, Golden, ModelSpec, Ref
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,96 @@ def test_one_sentence_with_file_line_and_nearest_key(
     assert registry.resolve("toy").spec is not None  # the fault costs its own name only
 
 
+GOLDEN = {
+    "inputs.model.input_ids": "[1, 2]",
+    "ids": "[7, 3]",
+    "values": "[2.5, 1]",
+    "source": '"transformers"',
+}
+
+
+def with_golden(**changes: str) -> str:
+    """An entry with golden values, some of their lines changed, or left out where empty."""
+    lines = [f"{key} = {value}" for key, value in {**GOLDEN, **changes}.items() if value]
+    head = '[models.x]\narchitecture = "toy"\nweights = "hf://a/b"\n[models.x.golden]\n'
+    return head + "\n".join(lines) + "\n"
+
+
+def test_golden_values_are_read(tmp_path: Path) -> None:
+    text = with_golden(position="-2", tolerance="1e-3", output='"logits"')
+    (entry,), faults = read_registry_file(write(tmp_path / "f.toml", text), "user")
+    assert faults == []
+    assert isinstance(entry, Entry)
+    assert entry.golden == Golden(
+        inputs={"model": {"input_ids": (1, 2)}},
+        ids=(7, 3),
+        values=(2.5, 1.0),
+        source="transformers",
+        output="logits",
+        position=-2,
+        tolerance=1e-3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "line", "words"),
+    [
+        ({"id": "[1]"}, 9, r"unknown key 'id'. Did you mean 'ids'\?"),
+        ({"values": ""}, 4, "golden lacks values"),
+        ({"source": ""}, 4, "golden lacks source"),
+        ({"ids": "[7, true]"}, 6, "ids: expected `int`, got `bool`"),
+        ({"ids": f"[{'7, ' * 5000}true]"}, 6, r"ids: expected .*, got \[7, 7, .*\.\.\."),
+        ({"ids": "[7, 3.0]"}, 6, "ids: expected `int`, got `float`"),
+        ({"values": '"2.5"'}, 7, "values: expected `array`, got `str`"),
+        ({"inputs.model.input_ids": '["a"]'}, 5, "inputs: expected `int | float`, got `str`"),
+        ({"inputs.model.input_ids": "3"}, 5, "inputs: expected `array`, got `int`"),
+        ({"inputs.model.input_ids": "", "inputs": "{model = {}}"}, 4, "for each graph at least"),
+        ({"inputs.model.input_ids": "", "inputs": "{}"}, 4, "for each graph at least one"),
+        ({"inputs.more": "{}"}, 4, "for each graph at least one"),
+        ({"inputs.model.input_ids": "[]"}, 4, "an input has from 1 to 1024 numbers"),
+        ({"inputs.model.input_ids": str([1] * 1025)}, 4, "an input has from 1 to 1024 numbers"),
+        ({f"inputs.more.i{i}": "[1]" for i in range(32)}, 4, "in all up to 32"),
+        ({"inputs.model.input_ids": "[0x7fffffffffffffffffff]"}, 4, "not below 2147483648"),
+        ({"inputs.model.input_ids": "[inf]"}, 4, "not below 2147483648"),
+        ({"values": "[nan, nan]"}, 4, "a number is none, or not below 2147483648"),
+        ({"values": f"[2.5, 0x{'f' * 5000}]"}, 7, "values: number out of range.*too long"),
+        ({"ids": "[7, 3, 1]"}, 4, "ids and values are equally many, from 1 to 100"),
+        ({"ids": "[]", "values": "[]"}, 4, "ids and values are equally many, from 1 to 100"),
+        ({"ids": str([*range(101)]), "values": str([1] * 101)}, 4, "many, from 1 to 100"),
+        ({"ids": "[7, -1]"}, 4, "ids are indices, each given once"),
+        ({"ids": "[7, 7]"}, 4, "ids are indices, each given once"),
+        ({"values": "[1, 2.5]"}, 4, "the largest first"),
+        ({"tolerance": "0"}, 4, "tolerance lies between 0 and 1"),
+        ({"tolerance": "nan"}, 4, "tolerance lies between 0 and 1"),
+        ({"source": '"a\\u001b[2J"'}, 4, "source is one line"),
+        ({"source": '""'}, 4, "source is one line"),
+    ],
+)
+def test_wrong_golden_values_are_one_sentence(
+    tmp_path: Path, changes: dict[str, str], line: int, words: str
+) -> None:
+    file = write(tmp_path / "f.toml", with_golden(**changes))
+    items, (fault,) = read_registry_file(file, "user")
+    assert items == []
+    assert fault.reason.startswith(f"{file}, line {line}: "), fault.reason
+    assert re.search(words, fault.reason), fault.reason
+    assert "\n" not in fault.reason
+    assert len(fault.reason) < 600
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (with_golden().replace("[models.x.golden]", "[[models.x.golden]]"), "golden is one table"),
+        (with_golden().replace('weights = "hf://a/b"\n', ""), "golden is of weights, which"),
+    ],
+)
+def test_golden_values_are_one_table_of_weights(tmp_path: Path, text: str, words: str) -> None:
+    items, (fault,) = read_registry_file(write(tmp_path / "f.toml", text), "user")
+    assert items == []
+    assert words in fault.reason
+
+
 def test_a_faulty_override_is_an_error_when_used(tmp_path: Path, toy: Plugins) -> None:
     file = write(tmp_path / "f.toml", '[models.toy-big]\narchitecture = "toy"\nbad = 1\n')
     registry = Registry(toy, [("user", file)])
@@ -191,6 +281,14 @@ def test_a_plugins_file_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.M
     assert row.status == "broken"
     assert "bad.toml is not valid TOML" in row.reason
     assert "no.toml" in row.reason
+
+
+def test_a_plugins_golden_values_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong: Any = {"ids": [1]}
+    item = Entry(name="x", architecture="toy", weights="hf://a/b", golden=wrong)
+    registry = Registry(plugins(monkeypatch, a=[spec("toy"), item]), [])
+    assert "x" not in registry.entries
+    assert "golden is a dict, which does not fit Golden" in registry.plugins.rows[0].reason
 
 
 def test_a_broken_preferences_file_is_a_row(tmp_path: Path, toy: Plugins) -> None:

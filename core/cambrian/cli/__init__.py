@@ -55,11 +55,12 @@ class Verbs(TyperGroup):
                 formatter.write_dl(more)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; Ctrl-C ends it with one line."""
+        """Run the command; Ctrl-C ends it with one line, which says what its notes say."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
+        except KeyboardInterrupt as error:
+            notes = getattr(error, "__notes__", ())
+            typer.echo("; ".join(["interrupted", *notes]), err=True)
             raise typer.Exit(130) from None
 
     def main(self, *args: Any, **extra: Any) -> Any:
@@ -95,12 +96,15 @@ def one_line_errors() -> Generator[None]:
 
 
 def fail(line: str, code: int, error: Exception) -> None:
-    """Print the line (and the traceback, where CAMBRIAN_TRACEBACK asks for it) and exit."""
+    """Print the line (and the traceback, where CAMBRIAN_TRACEBACK asks for it) and exit.
+
+    What a file says of itself may be in it: ends of lines and terminal's codes become blanks.
+    """
     if os.environ.get("CAMBRIAN_TRACEBACK"):
         import traceback
 
         traceback.print_exception(error)
-    typer.echo(line, err=True)
+    typer.echo("".join(c if c.isprintable() else " " for c in line), err=True)
     raise SystemExit(code) from None
 
 

@@ -65,8 +65,10 @@ def facts_of(name: str, registry: Registry) -> dict[str, Any]:
 def remote_facts(address: str) -> dict[str, Any]:
     """What the Hub tells of a repository: its files, its config, and of its weights the header."""
     from cambrian import pulling
+    from cambrian.cli.progress import Downloads
 
-    found = pulling.look_at(address)
+    with Downloads() as downloads:
+        found = pulling.look_at(address, report=downloads.report)
     return {
         "commit": found.plan.listing.location.revision,
         "license": found.plan.listing.license or "not stated",
@@ -111,6 +113,7 @@ def entry_facts(entry: Entry, registry: Registry) -> dict[str, Any]:
         "license": entry.license or "not stated",
         "weights": entry.weights or "none; to be trained",
         "files": dict(entry.files),
+        "golden": entry.golden.source if entry.golden is not None else "",
         "declared in": places(registry, "model", entry.name),
     }
 

@@ -145,9 +145,11 @@ def say(line: str) -> None:
 
 
 class Downloads(Display):
-    """Shows what comes from the Hub, all files together, and what is worth knowing of it."""
+    """Shows what comes from the Hub (or what else is done to files), all of them together, and what
+    is worth knowing of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, doing: str = "fetching") -> None:
+        self.doing = doing
         self.console = Console(stderr=True, highlight=False)
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -174,8 +176,8 @@ class Downloads(Display):
             done, total = map(sum, zip(*self.files.values(), strict=True))
             if self.console.is_terminal:
                 if self.task is None:
-                    self.task = self.bar.add_task("fetching", total=total)
+                    self.task = self.bar.add_task(self.doing, total=total)
                 self.bar.update(self.task, completed=done, total=total)
             elif time.monotonic() - self.said >= QUIET_SECONDS:
                 self.said = time.monotonic()
-                self.say(f"fetching: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
+                self.say(f"{self.doing}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB")

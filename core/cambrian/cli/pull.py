@@ -60,19 +60,14 @@ def pull(
         raise UsageError("--revision is of one model; pull them one by one.")
     results: list[dict[str, Any]] = []
     for name in names:
-        if dry_run:
-            plan = pulling.plan_pull(name, revision=revision, locked=locked)
-            results.append(planned(name, plan))
-        else:
-            with Downloads() as downloads:
-                found = pulling.pull(
-                    name,
-                    revision=revision,
-                    locked=locked,
-                    rehash=rehash,
-                    report=downloads.report,
-                )
-            results.append(fetched(name, found))
+        with Downloads() as downloads:
+            where: dict[str, Any] = {"revision": revision, "locked": locked}
+            if dry_run:
+                plan = pulling.plan_pull(name, **where, report=downloads.report)
+                results.append(planned(name, plan))
+            else:
+                found = pulling.pull(name, **where, rehash=rehash, report=downloads.report)
+                results.append(fetched(name, found))
         if not as_json:
             show(results[-1])
     if as_json:

@@ -20,6 +20,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from cambrian.data import Processor
+from cambrian.data.tokenizer_guard import outline, refusing, require_dense
 from cambrian.data.tokenizer_training import CONTINUES, END, GPT, UNKNOWN, Specials, fit
 from cambrian.data.vocabularies import (
     CODES,
@@ -75,25 +76,20 @@ class Tokenizer(Processor):
         foreign: Vocabulary | None = None,
     ) -> None:
         """`raw` is a tokenizer.json, `settings` the tokenizer_config.json beside it."""
-        try:
+        with refusing(f"{origin} is not a tokenizer that can be read"):
+            outline(raw)
             backend = _backend(raw, markup=False)
-        except Exception as error:  # the library raises nothing narrower
-            raise BrokenFile(f"{origin} is not a tokenizer that can be read ({error}).") from error
-        vocabulary = backend.get_vocab(with_added_tokens=True)
+            vocabulary = backend.get_vocab(with_added_tokens=True)
+            self.kind = _kind(backend, raw)
         if not vocabulary:
             raise BrokenFile(f"{origin} has an empty vocabulary.")
         self.raw = raw
         self._originals = foreign.originals if foreign is not None else {}
         self._size = foreign.size if foreign is not None else None
         self.vocab_size = self._size or max(vocabulary.values()) + 1
-        if self.vocab_size > 2 * len(vocabulary) + 1024:
-            raise BrokenFile(
-                f"{origin} gives {len(vocabulary)} tokens ids as high as {self.vocab_size - 1}; "
-                "a model for it would consist of unused embeddings."
-            )
+        require_dense(vocabulary.values(), origin)
         self._backend = backend
         self._settings = {key: settings[key] for key in KEPT if settings.get(key) is not None}
-        self.kind = _kind(backend, raw)
         self._roles = {role: self._id(role) for role in CANDIDATES}
         self.bos_id, self.eos_id = self._roles["bos_token"], self._roles["eos_token"]
         self.cls_id, self.sep_id = self._roles["cls_token"], self._roles["sep_token"]
@@ -163,10 +159,8 @@ class Tokenizer(Processor):
             get, unknown = self._characters.get, self._characters[UNKNOWN]
             return [[get(c, unknown) for c in text] for text in texts]
         backend = self._markup_backend if markup else self._backend
-        try:
+        with refusing("The tokenizer cannot encode this text", CambrianError):
             rows = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        except Exception as error:  # the library raises nothing narrower
-            raise CambrianError(f"The tokenizer cannot encode this text: {error}.") from error
         if self._size is None or self.unk_id is None:
             return [row.ids for row in rows]
         return [[i if i < self._size else self.unk_id for i in row.ids] for row in rows]
@@ -179,7 +173,8 @@ class Tokenizer(Processor):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` without special tokens; bytes that form no character give U+FFFD."""
-        return self._backend.decode(list(ids), skip_special_tokens=True)
+        with refusing("The tokenizer cannot decode these tokens", CambrianError):
+            return self._backend.decode(list(ids), skip_special_tokens=True)
 
     def token(self, number: int) -> str:
         """The token of an id as the vocabulary spells it; "" if there is none."""
@@ -239,7 +234,7 @@ def _backend(raw: bytes, markup: bool) -> tokenizers.Tokenizer:
 
 def _inputs(raw: bytes) -> list[str]:
     """The inputs that tokenized pairs need: token_type_ids where the second text has its own."""
-    after = json.loads(raw).get("post_processor") or {}
+    after = outline(raw).post_processor or {}
     pair = [next(iter(part.values())) for part in after.get("pair", ())]
     typed = after.get("type") == "BertProcessing" or any(part.get("type_id") for part in pair)
     return ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"]

@@ -23,12 +23,13 @@ from tokenizers import (
     processors,
 )
 
-from cambrian.errors import BrokenFile, CambrianError
+from cambrian.data.tokenizer_guard import refusing, require_charsmap, require_dense
+from cambrian.errors import BrokenFile
 from cambrian.files import read_json
 
 VOCAB_JSON, MERGES = "vocab.json", "merges.txt"
 VOCAB_TXT, CODES, SPIECE = "vocab.txt", "bpe.codes", "spiece.model"
-LIMIT = 256 << 20  # bytes; the largest tokenizer.json in use has about 40 MB
+LIMIT = 64 << 20  # bytes; the largest tokenizer.json in use has about 40 MB
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,8 @@ def read_foreign(folder: Path, settings: Mapping[str, Any]) -> Vocabulary | None
     }
     for names, reader in readers.items():
         if all((folder / name).is_file() for name in names):
-            try:
+            with refusing(f"{folder} has a malformed {' or '.join(names)}"):
                 return reader(folder, settings)
-            except CambrianError:
-                raise
-            except Exception as error:  # the library raises nothing narrower
-                files = " or ".join(names)
-                raise BrokenFile(f"{folder} has a malformed {files} ({error}).") from error
     return None
 
 
@@ -94,7 +90,8 @@ def special(text: str, **traits: bool) -> AddedToken:
 
 def byte_level(folder: Path, settings: Mapping[str, Any]) -> Vocabulary:
     """GPT-2's vocab.json and merges.txt, or RoBERTa's, which has <s> and <mask> in it."""
-    vocabulary = read_json(folder / VOCAB_JSON, LIMIT)
+    vocabulary = read_json(folder / VOCAB_JSON)
+    require_dense(vocabulary.values(), str(folder / VOCAB_JSON))
     lines = _lines(folder / MERGES)
     lines = [line for line in lines[lines[0].startswith("#version") :] if line]
     merges = [(left, right) for left, right in (line.split(" ") for line in lines)]
@@ -210,7 +207,10 @@ def sentencepiece(folder: Path, settings: Mapping[str, Any]) -> Vocabulary:
     )
     blanks = [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     charsmap = _bytes(normalizer, 2)
-    steps: list[Any] = [normalizers.Precompiled(charsmap)] if charsmap else []
+    steps: list[Any] = []
+    if charsmap:
+        require_charsmap(charsmap)
+        steps.append(normalizers.Precompiled(charsmap))
     backend.normalizer = normalizers.Sequence([*steps, *blanks])
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
@@ -219,7 +219,7 @@ def sentencepiece(folder: Path, settings: Mapping[str, Any]) -> Vocabulary:
     if not isinstance(count, int) or not 0 <= count <= MOST_SENTINELS:
         raise BrokenFile(
             f"{folder / 'tokenizer_config.json'}: extra_ids must be a number up to "
-            f"{MOST_SENTINELS}, not {str(count)[:40]}."
+            f"{MOST_SENTINELS}, not {str(count)[:40]!r}."
         )
     backend.add_special_tokens([special(name) for name in own])
     backend.add_special_tokens([special(f"<extra_id_{i}>") for i in reversed(range(count))])

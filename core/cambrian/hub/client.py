@@ -6,10 +6,11 @@ decides where anything is written.
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 import time
-import warnings
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -25,6 +26,7 @@ CONNECT_SECONDS = 10.0
 WAITS = [1.0, 2.0, 4.0, 8.0, 8.0]  # seconds before each new attempt
 LONGEST_WAIT = 120.0  # seconds; a server that asks for more is not waited for
 PASSING = {408, 429, 500, 502, 503, 504}
+WARNED: set[str] = set()  # the addresses that were warned of in this process
 
 
 class Unreachable(CambrianError):
@@ -69,16 +71,32 @@ def endpoint() -> str:
     """Where the Hub is: HF_ENDPOINT, by default huggingface.co."""
     from huggingface_hub import constants
 
-    address = constants.ENDPOINT.rstrip("/")
+    return constants.ENDPOINT.rstrip("/")
+
+
+def warn_of_plain_http(report: Callable[[Mapping[str, Any]], None]) -> None:
+    """Tell `report`, once for each address, where HF_ENDPOINT is another machine's without https,
+    as {"notice"}."""
+    address = endpoint()
     parts = urlsplit(address)
-    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
-    if parts.scheme != "https" and not local:
-        warnings.warn(
-            f"HF_ENDPOINT is {address}, which is not https: your token and what you fetch can be "
-            "read and changed on the way.",
-            stacklevel=2,
-        )
-    return address
+    if parts.scheme == "https" or loopback(parts.hostname or "") or address in WARNED:
+        return
+    WARNED.add(address)
+    report(
+        {
+            "notice": f"warning: HF_ENDPOINT is {address}, which is not https: others on the way "
+            "can read your token and change the answers, and a file is verified only against what "
+            "they say, unless the lock or the registry has its hash"
+        }
+    )
+
+
+def loopback(host: str) -> bool:
+    """Whether a name or an address is of this machine itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def file_url(location: Location, name: str) -> str:
@@ -114,6 +132,15 @@ def get(url: str, location: Location, headers: Mapping[str, str] | None = None) 
             f"Cannot fetch {location} from {endpoint()} ({reason}). Check the network and "
             "HF_ENDPOINT, then try again."
         ) from error
+
+
+def hang_up(response: Any) -> None:
+    """End the connection of a response, so that whoever waits for its next byte is woken."""
+    connection = response.extensions["network_stream"].get_extra_info("socket")
+    if connection is not None:
+        with suppress(OSError):  # it may have ended by itself
+            # Not TLS's own shutdown, which is for the thread that reads.
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def read_seconds() -> float:

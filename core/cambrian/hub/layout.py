@@ -13,15 +13,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cambrian.files import write_bytes
+from cambrian.files import write_bytes, write_with
 from cambrian.hub.listing import Listing, RemoteFile
 from cambrian.hub.location import COMMIT, Location
 
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 KEEP = "cambrian-"  # our refs begin so: `hf cache prune` deletes what no ref names
+PART = ".cambrian.incomplete"  # what has come of a file ends so
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,23 @@ class Layout:
         """A file's content."""
         return self.folder / "blobs" / file.etag
 
+    def holds(self, file: RemoteFile) -> bool:
+        """Whether the content is there with all its bytes; whether they are right, a hash tells."""
+        blob = self.blob(file)
+        return blob.is_file() and blob.stat().st_size == file.size
+
     def part(self, file: RemoteFile) -> Path:
         """What has come of it so far; the client lists such names as incomplete."""
-        return self.folder / "blobs" / f"{file.etag}.cambrian.incomplete"
+        return self.folder / "blobs" / f"{file.etag}{PART}"
 
     def lock(self, file: RemoteFile) -> Path:
         """What the client locks, too, while it writes the content."""
-        return self.root / ".locks" / self._name / f"{file.etag}.lock"
+        return self.locks / f"{file.etag}.lock"
+
+    @property
+    def locks(self) -> Path:
+        """The locks of all contents."""
+        return self.root / ".locks" / self._name
 
     def snapshot(self, commit: str) -> Path:
         """The files of a commit."""
@@ -86,34 +99,44 @@ class Layout:
         try:
             fresh.symlink_to(target)
         except OSError:
-            shutil.copyfile(blob, fresh)
-        fresh.replace(pointer)
+            write_with(pointer, lambda copy: shutil.copyfile(blob, copy))
+        else:
+            fresh.replace(pointer)
 
     def name_commit(self, commit: str, revision: str) -> None:
         """Note what a branch is at, and protect the commit from `hf cache prune`."""
+        self.snapshot(commit).mkdir(parents=True, exist_ok=True)  # the client wants it for a ref
         for name in {revision, KEEP + commit[:12]} - {commit}:
             file = self.folder / "refs" / name
             if not file.is_file() or file.read_bytes() != commit.encode():
                 write_bytes(file, commit.encode())
 
-    def listing(self, revision: str) -> Listing | None:
+    def tidy(self) -> None:
+        """Remove the folders that have become empty."""
+        refs, snapshots, blobs = (self.folder / kind for kind in ("refs", "snapshots", "blobs"))
+        for folder in (*sorted(refs.rglob("*"), reverse=True), refs, snapshots, blobs, self.folder):
+            with suppress(OSError):  # it is not empty, or a file
+                folder.rmdir()
+
+    def listing(self, revision: str, copies: Mapping[str, str]) -> Listing | None:
         """What the cache holds of a revision, with the hashes that the contents are named by; None
-        if it holds nothing."""
+        if it holds nothing. `copies` knows the sha256 (hex) of what is a copy, and no link."""
         commit = self.commit(revision)
         if commit is None or not self.snapshot(commit).is_dir():
             return None
-        found = [cached_file(path) for path in sorted(self.snapshot(commit).iterdir())]
+        paths = sorted(self.snapshot(commit).iterdir())
+        found = [cached_file(path, copies.get(path.name, "")) for path in paths]
         files = {file.name: file for file in found if file is not None}
         return Listing(Location(self.repo, commit), files)
 
 
-def cached_file(pointer: Path) -> RemoteFile | None:
-    """A snapshot's file by its link; None for what is no file, is hidden, or does not tell its hash
-    (a copy, where the disk knows no links)."""
+def cached_file(pointer: Path, known: str = "") -> RemoteFile | None:
+    """A snapshot's file by its link, or by its `known` hash where it is a copy since the disk has
+    no links; None for what is no file, is hidden, or of no known hash."""
     if pointer.name.startswith(".") or not pointer.is_file():
         return None
     size = pointer.stat().st_size
-    held = pointer.readlink().name if pointer.is_symlink() else ""
+    held = pointer.readlink().name if pointer.is_symlink() else known
     if SHA256.fullmatch(held):
         return RemoteFile(pointer.name, size, sha256=held)
     return RemoteFile(pointer.name, size, git_sha1=held) if COMMIT.fullmatch(held) else None

@@ -118,8 +118,13 @@ class Digest:
         """In hex."""
         return self._sha256.hexdigest()
 
+    @property
+    def git_sha1(self) -> str:
+        """In hex."""
+        return self._sha1.hexdigest()
+
     def fits(self, file: RemoteFile) -> bool:
         """Whether this is the content that was listed; a sha256 counts before a sha1."""
         if file.sha256 is not None:
             return self.sha256 == file.sha256
-        return file.git_sha1 is not None and self._sha1.hexdigest() == file.git_sha1
+        return file.git_sha1 is not None and self.git_sha1 == file.git_sha1

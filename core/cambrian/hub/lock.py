@@ -15,7 +15,6 @@ It is written by `cambrian lock`, belongs into version control, and is not for e
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +25,10 @@ import msgspec
 from cambrian.errors import BrokenFile
 from cambrian.files import write_bytes
 from cambrian.hub.location import Location
+from cambrian.toml import parse_toml
 
 LOCK = "cambrian.lock"
-LIMIT = 8 << 20  # bytes
+LIMIT = 1 << 20  # bytes; a lock of 100 models has 100 kB
 FILE_NAME = Annotated[str, msgspec.Meta(pattern=r"^[^./\\:\x00-\x1f][^/\\:\x00-\x1f]{0,200}$")]
 
 
@@ -75,10 +75,10 @@ class Lock:
         try:
             if file.stat().st_size > LIMIT:
                 raise BrokenFile(f"{file} has more than {LIMIT} bytes; that is no lock.")
-            return msgspec.convert(tomllib.loads(file.read_text("utf-8")), cls)
+            return msgspec.convert(parse_toml(file.read_text("utf-8")), cls)
         except OSError as error:
             raise BrokenFile(f"Cannot read {file}: {error.strerror}.") from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise BrokenFile(
                 f"{file} is no lock ({error}). Make it anew: delete it and run `cambrian lock`."
             ) from error
@@ -88,16 +88,22 @@ class Lock:
         write_bytes(file, self.text().encode())
 
     def text(self) -> str:
-        """As TOML; JSON's strings are TOML's basic ones."""
+        """As TOML."""
         lines = ["# Written by `cambrian lock`; not for editing.", f"version = {self.version}"]
         for name, pin in sorted(self.models.items()):
-            lines += ["", f"[models.{json.dumps(name)}]"]
-            lines += [f"{key} = {json.dumps(getattr(pin, key))}" for key in ("repo", "revision")]
+            lines += ["", f"[models.{_quoted(name)}]"]
+            lines += [f"{key} = {_quoted(getattr(pin, key))}" for key in ("repo", "revision")]
             if pin.license:
-                lines.append(f"license = {json.dumps(pin.license)}")
-            lines.append(f"[models.{json.dumps(name)}.files]")
+                lines.append(f"license = {_quoted(pin.license)}")
+            lines.append(f"[models.{_quoted(name)}.files]")
             lines += [
-                f'{json.dumps(held)} = {{size = {file.size}, sha256 = "{file.sha256}"}}'
+                f'{_quoted(held)} = {{size = {file.size}, sha256 = "{file.sha256}"}}'
                 for held, file in sorted(pin.files.items())
             ]
         return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A string of TOML: JSON's, but that characters beyond 16 bits are not in halves and the
+    delete character is escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 CHUNK = 1 << 20
+PATIENCE = 6  # a commit takes the Hub longer than a part of a file
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 Report = Callable[[str], None]
 
@@ -74,7 +75,8 @@ def push(order: Order, files: Sequence[Upload], report: Report = lambda line: No
     """
     require_possible(order)
     location = order.location
-    with translated(location):
+    client.warn_of_plain_http(lambda event: report(event["notice"]))
+    with translated(location), limited_silence():
         api = hub_api()
         head = prepare(api, order, report)
         changed = [file for file in files if not same(file, head.files.get(file.name))]
@@ -200,14 +202,37 @@ def send(
 
 
 @contextmanager
+def limited_silence() -> Generator[None]:
+    """Have the client, which waits for ever, give up on a server that says nothing for so long."""
+    from huggingface_hub.utils import get_session, httpx
+
+    session = get_session()
+    before = session.timeout
+    session.timeout = httpx.Timeout(
+        PATIENCE * client.read_seconds(), connect=client.CONNECT_SECONDS
+    )
+    try:
+        yield
+    finally:
+        session.timeout = before
+
+
+@contextmanager
 def translated(location: Location) -> Generator[None]:
     """Turn every exception of the client's into one sentence."""
     from huggingface_hub import errors
+    from huggingface_hub.constants import HF_HUB_DISABLE_XET
     from huggingface_hub.utils import httpx
 
     try:
         yield
     except CambrianError:
+        raise
+    except KeyboardInterrupt as error:
+        error.add_note(
+            "the commit is made as a whole or not at all; push again, and what has been sent is "
+            "not sent twice"
+        )
         raise
     except errors.HfHubHTTPError as error:
         refuse(error, location)
@@ -227,9 +252,10 @@ def translated(location: Location) -> Generator[None]:
             f"The Hub does not take this for {location}: {reason(error)} Nothing was committed."
         ) from error
     except (RuntimeError, ConnectionError) as error:  # of xet; it names no class of its own
+        xet = "" if HF_HUB_DISABLE_XET else "; on a server without xet, set HF_HUB_DISABLE_XET=1"
         raise CambrianError(
-            f"Sending to {location} failed ({reason(error)}); nothing was committed. Push again; "
-            "on a server without xet, set HF_HUB_DISABLE_XET=1."
+            f"Sending to {location} failed ({reason(error)}); nothing was committed. Push again"
+            f"{xet}."
         ) from error
 
 
@@ -254,7 +280,10 @@ def refuse(error: Any, location: Location) -> NoReturn:
 
 
 def reason(error: BaseException) -> str:
-    """The innermost cause in one line."""
+    """The innermost cause in one line; of an answer the status alone, since the address of an
+    upload is signed, and not for others."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if (response := getattr(error, "response", None)) is not None:
+        return f"status {response.status_code}"
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -19,6 +19,8 @@ from cambrian.errors import BrokenFile
 from cambrian.files import cache_folder, read_json, write_json
 from cambrian.hub.layout import Layout
 
+VERIFIED = "verified"
+
 
 @dataclass(frozen=True)
 class Verified:
@@ -52,11 +54,18 @@ class Record:
     @classmethod
     def read(cls, layout: Layout, commit: str) -> Record | None:
         """None if nothing was verified yet, or the record is damaged."""
+        record = cls.open(record_path(layout, commit))
+        if record is None or (record.repo, record.commit) != (layout.repo, commit):
+            return None
+        return record
+
+    @classmethod
+    def open(cls, file: Path) -> Record | None:
+        """None if it is missing or damaged."""
         try:
-            record = msgspec.convert(read_json(record_path(layout, commit), limit=8 << 20), cls)
+            return msgspec.convert(read_json(file, limit=8 << 20), cls)
         except (BrokenFile, msgspec.ValidationError):
             return None
-        return record if (record.repo, record.commit) == (layout.repo, commit) else None
 
     def write(self, layout: Layout) -> None:
         """Keep it; a disk that cannot be written costs only the next start's hashing."""
@@ -67,7 +76,7 @@ class Record:
 def record_path(layout: Layout, commit: str) -> Path:
     """One record for a commit of a repository in a cache."""
     key = hashlib.sha256(os.fsencode(f"{layout.folder.absolute()}\0{commit}")).hexdigest()
-    return cache_folder("verified") / f"{key[:32]}.json"
+    return cache_folder(VERIFIED) / f"{key[:32]}.json"
 
 
 def state(path: Path) -> tuple[int, int, int, int]:

@@ -86,6 +86,8 @@ def fetch(
         if location.pinned and not rehash:
             record = Record.read(layout, location.revision)
             if record is not None and satisfied(layout, record, wish):
+                if CONFIG in record.files:  # it may have been verified for another architecture
+                    wish.accept(layout.snapshot(record.commit) / CONFIG)
                 return snapshot_of(layout, record)
         worker = Worker(look(location, layout, report), layout, wish, report, rehash)
         record = worker.finish(location.revision)
@@ -94,15 +96,15 @@ def fetch(
         raise disk_failure(error, f"{location} into {layout.root}") from error
 
 
-def plan(location: Location, wish: Wish | None = None) -> Plan:
+def plan(location: Location, wish: Wish | None = None, *, report: Report = silent) -> Plan:
     """What `fetch` would bring; this itself brings no more than config.json and an index."""
     layout = Layout.of(location.repo)
-    found = look(location, layout)
+    found = look(location, layout, report)
     try:
         needed = Worker(found, layout, wish or Wish(), silent).needed()
     except OSError as error:
         raise disk_failure(error, f"{location} into {layout.root}") from error
-    missing = [file for file in needed if not layout.blob(file).is_file()]
+    missing = [file for file in needed if not layout.holds(file)]
     return Plan(found, layout.snapshot(found.location.revision), tuple(needed), tuple(missing))
 
 
@@ -140,7 +142,7 @@ def remote_header(location: Location, file: RemoteFile) -> Header:
 def look(location: Location, layout: Layout, report: Report = silent) -> Listing:
     """What is at a location: the Hub's word or, if it cannot be reached, the cache's, and then
     `report` is told so."""
-    cached = layout.listing(location.revision)
+    cached = cache_holds(location.revision, layout)
     if client.offline():
         if cached is None:
             raise client.Unreachable(
@@ -148,6 +150,7 @@ def look(location: Location, layout: Layout, report: Report = silent) -> Listing
                 "it, or fetch the model while there is a network."
             )
         return replace(cached, cut_off="HF_HUB_OFFLINE is set: unset it to fetch the rest.")
+    client.warn_of_plain_http(report)
     try:
         if cached is not None:
             return client.list_files(location)
@@ -157,6 +160,14 @@ def look(location: Location, layout: Layout, report: Report = silent) -> Listing
             raise
         report({"notice": f"{client.reason(error)}; using {cached.location} of the cache"})
         return replace(cached, cut_off=str(error))
+
+
+def cache_holds(revision: str, layout: Layout) -> Listing | None:
+    """What is in the cache. Where the disk has no links, the record knows the hashes of files."""
+    commit = layout.commit(revision)
+    record = Record.read(layout, commit) if commit is not None else None
+    known = {name: held.sha256 for name, held in record.files.items()} if record else {}
+    return layout.listing(revision, known)
 
 
 def satisfied(layout: Layout, record: Record, wish: Wish) -> bool:
@@ -198,8 +209,9 @@ class Worker:
 
     def finish(self, revision: str) -> Record:
         """Bring everything, note the commit under `revision`, and keep what was verified."""
-        files = self.bring(self.needed())
-        commit = self.found.location.revision
+        needed, commit = self.needed(), self.found.location.revision
+        self.layout.name_commit(commit, commit)  # so that what comes is ours, whatever happens
+        files = self.bring(needed)
         self.layout.name_commit(commit, revision)
         whole = self.wish.only is None and not self.found.cut_off
         weights = tuple(self.wish.weights) if whole else ()
@@ -213,17 +225,19 @@ class Worker:
     def needed(self) -> list[RemoteFile]:
         """The wanted files. Brings config.json, and the index or manifest that tells what else
         there is."""
-        names = list(self.wish.only) if self.wish.only is not None else self._names()
-        return listing.require(self.found, sorted({*names, *self.wish.hashes}))
-
-    def _names(self) -> list[str]:
-        names = listing.beside(self.found)
-        if listing.MANIFEST in names:
-            files = self._read(listing.MANIFEST).get("files")
-            return [*names, *(cast(dict[str, Any], files) if isinstance(files, dict) else ())]
+        only = self.wish.only
+        names = listing.beside(self.found) if only is None else list(only)
         if CONFIG in names:
             self._bring_one(CONFIG)
             self.wish.accept(self.folder / CONFIG)
+        if only is None:
+            names = self._with_weights(names)
+        return listing.require(self.found, sorted({*names, *self.wish.hashes}))
+
+    def _with_weights(self, names: list[str]) -> list[str]:
+        if listing.MANIFEST in names:
+            files = self._read(listing.MANIFEST).get("files")
+            return [*names, *(cast(dict[str, Any], files) if isinstance(files, dict) else ())]
         weights = listing.weights(self.found, self.wish.weights)
         if not weights.endswith(listing.INDEX):
             return [*names, weights]
@@ -233,7 +247,7 @@ class Worker:
 
     def _read(self, name: str) -> dict[str, Any]:
         self._bring_one(name)
-        return read_json(self.folder / name, limit=64 << 20)
+        return read_json(self.folder / name)
 
     def _bring_one(self, name: str) -> None:
         self.known |= self.bring(listing.require(self.found, [name]))
@@ -253,8 +267,12 @@ class Worker:
                 if job.done():
                     job.result()  # the first failure is raised here, and stops the others
             return {name: job.result() for name, job in jobs.items()}
+        except KeyboardInterrupt as error:
+            error.add_note("what has come is kept, and the next attempt goes on there")
+            raise
         finally:
             stop.set()
+            transfer.hang_up()
             pool.shutdown(cancel_futures=True)
 
     def _one(self, transfer: Transfer, file: RemoteFile) -> Verified:
@@ -282,11 +300,12 @@ class Worker:
         """CambrianError if the disk cannot take what is still to come."""
         layout = self.layout
         layout.root.mkdir(parents=True, exist_ok=True)
-        missing = [file for file in files if not layout.blob(file).is_file()]
+        missing = [file for file in files if not layout.holds(file)]
         bytes_to_come = sum(file.size - size_of(layout.part(file)) for file in missing)
         free = shutil.disk_usage(layout.root).free
         if bytes_to_come > free:
             raise CambrianError(
-                f"{self.found.location} needs {bytes_to_come / 1e6:,.0f} MB more, but the disk of "
-                f"{layout.root} has {free / 1e6:,.0f} MB free. Free some, or set HF_HOME elsewhere."
+                f"{self.found.location} needs {bytes_to_come:,} bytes more, but the disk of "
+                f"{layout.root} has {free:,} free. Make room, or set HF_HUB_CACHE to a folder on "
+                "another disk."
             )

@@ -45,6 +45,7 @@ class Transfer:
         self.report = report
         self.stop = stop
         self.cut_off = cut_off
+        self._responses: set[Any] = set()
 
     def bring(self, file: RemoteFile) -> str:
         """Have the right content in the cache; return its sha256 (hex).
@@ -115,6 +116,7 @@ class Transfer:
                     f"The server holds less of {file.name} of {self.location} than it lists."
                 ) from error
             except client.Unreachable:
+                self._require_going()
                 if size_of(part) <= most:
                     raise
                 most = size_of(part)
@@ -134,7 +136,7 @@ class Transfer:
                 return digest
             headers = {"range": f"bytes={done}-"} if done else {}
             url = client.file_url(self.location, file.name)
-            with client.get(url, self.location, headers) as response:
+            with client.get(url, self.location, headers) as response, self._on_the_wire(response):
                 self._require_length(response, file)
                 if done and response.status_code != 206:  # it ignores ranges and sends everything
                     out.truncate(0)
@@ -170,6 +172,20 @@ class Transfer:
 
     def _tell(self, file: RemoteFile, done: int) -> None:
         self.report({"file": file.name, "done": done, "total": file.size})
+
+    def hang_up(self) -> None:
+        """Wake who waits for a server's next byte, once all is to stop."""
+        for response in tuple(self._responses):
+            client.hang_up(response)
+
+    @contextmanager
+    def _on_the_wire(self, response: Any) -> Generator[None]:
+        self._responses.add(response)
+        try:
+            self._require_going()
+            yield
+        finally:
+            self._responses.discard(response)
 
     def _sleep(self, seconds: float) -> None:
         self.stop.wait(seconds)
