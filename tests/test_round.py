@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,9 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import cambrian
 from cambrian.errors import CambrianError, NotFound, UsageError
+from cambrian.loading import best_export
 
 TEXT = "".join(f"{n} times {m} is {n * m}.\n" for n in range(90) for m in range(30))
 SMALL = (
@@ -108,6 +111,31 @@ def test_what_transformers_saves_trains_and_exports_here(folders: Folders, tmp_p
     assert tuned.checkpoint is not None and tuned.checkpoint.config.vocab_size == 300
     cambrian.export(tmp_path / "tuned", tmp_path / "onnx")
     assert cambrian.run(tmp_path / "onnx", ["7"], max_new_tokens=3)[0]["finish"] == "length"
+
+
+def test_a_checkpoint_is_run_by_its_own_export(folders: Folders, tmp_path: Path) -> None:
+    model = shutil.copytree(folders.model, tmp_path / "model")
+    assert best_export(model) is None
+    artifact = shutil.copytree(folders.artifact, tmp_path / "model-onnx")
+    assert best_export(model) == artifact
+    assert best_export(artifact) is best_export("gpt-nano") is None
+    words = ("run", model, "7", "--set", "max_new_tokens=3")
+    by_export, by_torch = command(*words), command(*words, "--runtime", "torch")
+    assert "model-onnx runs on CPUExecutionProvider" in by_export.stderr
+    assert "model runs on torch cpu" in by_torch.stderr
+    assert by_export.stdout == by_torch.stdout
+    other = shutil.copytree(artifact, tmp_path / "model-onnx-ort")
+    assert best_export(model) == other  # named first by the engine
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"precision": "float16"}))
+    assert best_export(model) == artifact
+    (model / "generation_config.json").write_text('{"max_new_tokens": 2}')
+    assert best_export(model) is None
+    shutil.copy(folders.model / "generation_config.json", model)
+    assert best_export(model) == artifact
+    weights = load_file(model / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, model / "model.safetensors")
+    assert best_export(model) is None
 
 
 def test_same_text_from_torch_and_onnx_and_the_command_line(folders: Folders) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
+from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,12 @@ from cambrian.registry import load_registry
 from cambrian.runs import RECIPE, TRAIN, Wishes, absolute
 
 if TYPE_CHECKING:
+    from cambrian.data import Prepared, Processor
+    from cambrian.pipeline import Pipeline
     from cambrian.scores import Scores
+
+
+MOST = 500  # examples, or batches, that an export is measured on
 
 
 def evaluate(
@@ -49,8 +56,7 @@ def evaluate(
     config, recipe = measured_on(opened.config, spec.recipe, data, settings)
     prepared = spec.data.load()(config, recipe, processor=opened.processor, evaluate_only=True)
     pipeline = make_pipeline(spec, prepared.config, folder, opened.processor, opened.session)
-    scoring = {**prepared.scoring, **options}
-    scores = pipeline.score(prepared.examples, **scoring) if prepared.examples else None
+    scores = figures(pipeline, prepared, options)
     if scores is None:
         raise UsageError(
             f"An exported {spec.name} model has no figures of its own; measure the checkpoint."
@@ -70,17 +76,9 @@ def evaluate_checkpoint(
     from cambrian.scores import Scores
     from cambrian.training.loop import mean_metrics, to_device
 
-    spec, config, recipe = checkpoint.spec, checkpoint.config, checkpoint.spec.recipe
-    file = checkpoint.path / TRAIN / RECIPE
-    if file.is_file():
-        changes = {k: v for k, v in read_changes(file).items() if k != "model"}
-        config, recipe = apply(config, recipe, changes, str(file))
-    config, recipe = measured_on(config, recipe, data, settings)
-    processor = checkpoint.processor()
-    prepared = spec.data.load()(config, recipe, processor=processor, evaluate_only=True)
+    spec, processor = checkpoint.spec, checkpoint.processor()
+    prepared = held_out(checkpoint, processor, data, settings)
     validation, examples = prepared.validation, prepared.examples
-    if validation is None and not examples:
-        raise UsageError("There is no held-out data to evaluate on; name some with --data.")
     model = replace(checkpoint, config=prepared.config).model()
     session = TorchSession(model, device)
     metrics: dict[str, float] = {}
@@ -103,6 +101,85 @@ def evaluate_checkpoint(
         if scores is None
         else replace(scores, metrics={**metrics, **scores.metrics})
     )
+
+
+def held_out(
+    checkpoint: Checkpoint,
+    processor: Processor,
+    data: Sequence[str],
+    settings: Sequence[str] | Changes,
+) -> Prepared:
+    """What `data` names, or else what the checkpoint's run held out; UsageError if it is nothing.
+
+    A checkpoint that no run of ours made is measured on its recipe's data.
+    """
+    spec, config, recipe = checkpoint.spec, checkpoint.config, checkpoint.spec.recipe
+    file = checkpoint.path / TRAIN / RECIPE
+    if file.is_file():
+        changes = {k: v for k, v in read_changes(file).items() if k != "model"}
+        config, recipe = apply(config, recipe, changes, str(file))
+    config, recipe = measured_on(config, recipe, data, settings)
+    prepared = spec.data.load()(config, recipe, processor=processor, evaluate_only=True)
+    if prepared.validation is None and not prepared.examples:
+        raise UsageError("There is no held-out data to evaluate on; name some with --data.")
+    return prepared
+
+
+def measuring(
+    checkpoint: Checkpoint, processor: Processor, data: Sequence[str]
+) -> Callable[[Pipeline], Mapping[str, float]]:
+    """A function that gives a pipeline's figures on held-out data, for an export that rounds.
+
+    UsageError if the checkpoint knows no such data and none is named, or the task has no figure
+    that tells its quality.
+    """
+    spec = checkpoint.spec
+    if not spec.pipeline.load().tolerated:
+        raise UsageError(
+            f"{spec.name} has no figure that tells what rounding costs; export it in float16."
+        )
+    if not data and not (checkpoint.path / TRAIN / RECIPE).is_file():
+        raise UsageError(
+            "What rounding costs must be measured, and this checkpoint names no held-out data; "
+            "name some with --data."
+        )
+    prepared = held_out(checkpoint, processor, data, ())
+
+    def measure(pipeline: Pipeline) -> Mapping[str, float]:
+        found = figures(pipeline, prepared, {}, MOST)
+        if found is None or not found.metrics.keys() & pipeline.tolerated.keys():
+            raise UsageError(
+                f"The data gives {spec.name} no figure that tells what rounding costs."
+            )
+        return found.metrics
+
+    return measure
+
+
+def figures(
+    pipeline: Pipeline, prepared: Prepared, options: Mapping[str, Any], most: int | None = None
+) -> Scores | None:
+    """The task's figures on any engine: those of the examples or else, where the task has a
+    likelihood, the mean "loss" in nats and its "perplexity"; None if it has neither.
+
+    `most`: how many examples, or batches, are enough.
+    """
+    from cambrian.scores import Scores
+
+    if prepared.examples:
+        examples = prepared.examples if most is None else [*islice(prepared.examples, most)]
+        return pipeline.score(examples, **{**prepared.scoring, **options})
+    batches = prepared.validation
+    total, count = 0.0, 0
+    for number in range(min(len(batches), most or len(batches)) if batches is not None else 0):
+        assert batches is not None
+        found = pipeline.likelihood(batches.batch(number))
+        if found is None:
+            return None
+        total, count = total + found[0], count + found[1]
+    if not count:
+        return None
+    return Scores({"loss": total / count, "perplexity": exp(min(total / count, 700))})
 
 
 def measured_on(

@@ -10,7 +10,7 @@ from cambrian.artifact import MANIFEST, Artifact
 from cambrian.checkpoint import CONFIG, GENERATION, Checkpoint, read_config
 from cambrian.config import update
 from cambrian.errors import CambrianError, UsageError, nearest
-from cambrian.files import read_json
+from cambrian.files import read_json, sha256
 from cambrian.hub import Report
 from cambrian.hub.snapshot import silent
 from cambrian.pulling import folder_of
@@ -84,6 +84,44 @@ def load(
     session = engine.open(folder, device)
     processor = spec.processor.load().load(folder)
     return make_pipeline(spec, config, folder, processor, session)
+
+
+def best_export(target: str | Path) -> Path | None:
+    """Where a checkpoint's own float32 export lies beside it, under the name that `export` gives
+    it: the one that the installed engines like best. None if there is none of these very weights
+    and settings."""
+    registry = load_registry()
+    resolved = registry.resolve(str(target))
+    if resolved.folder is None or (resolved.folder / MANIFEST).is_file():
+        return None
+    formats = dict.fromkeys(kind for spec in registry.runtimes.values() for kind in spec.formats)
+    beside = [export_beside(resolved.folder, kind) for kind in formats]
+    for folder in beside:
+        if (folder / MANIFEST).is_file() and exported_from(folder, resolved, registry):
+            return folder
+    return None
+
+
+def export_beside(folder: Path, kind: str) -> Path:
+    """Where the export of a checkpoint goes unless it is told otherwise."""
+    return folder.parent / f"{folder.resolve().name}-{kind}"
+
+
+def exported_from(folder: Path, resolved: Resolved, registry: Registry) -> bool:
+    """Whether an exported folder computes in float32 what a checkpoint's folder computes now."""
+    assert resolved.folder is not None
+    manifest = Artifact.open(folder).manifest
+    same = all(
+        manifest.files.get(name) == (sha256(file) if file.is_file() else None)
+        for name in (CONFIG, GENERATION)
+        for file in [resolved.folder / name]
+    )
+    return (
+        same
+        and manifest.precision == "float32"
+        and manifest.receipt["weights_sha256"]
+        == checkpoint_in(resolved, registry, resolved.folder).weights_sha256()
+    )
 
 
 def make_pipeline(

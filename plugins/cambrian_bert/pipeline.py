@@ -7,17 +7,19 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cambrian.config import update
+from cambrian.data import IGNORED, Arrays
 from cambrian.data.rows import Ragged, padded
 from cambrian.errors import UsageError
-from cambrian.generation.sampling import probabilities
+from cambrian.generation.sampling import probabilities, surprise
 from cambrian.pipeline import Pipeline
 from cambrian.runtime import Array
+from cambrian.workload import EncoderSizes, Workload, random_ids
 from cambrian_bert.config import BertConfig
 from cambrian_bert.data import encode_words, ends_of, wrapped
 
@@ -65,20 +67,42 @@ class EncoderPipeline(Pipeline):
 
         Of an output for each token, (S, ...), what belongs to padding is left out.
         """
-        signature = self.session.signatures["model"]
-        [output] = signature.outputs
+        [output] = self.session.signatures["model"].outputs
         order = np.argsort(rows.lengths, kind="stable")
         for chosen in np.split(order, range(batch_size, len(order), batch_size)):
             ids = padded([rows[n] for n in chosen], self.config.pad_token_id)
             lengths = rows.lengths[chosen]
             mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
-            inputs: dict[str, Array] = {"input_ids": ids, "attention_mask": mask}
-            if any(port.name == "token_type_ids" for port in signature.inputs):
-                inputs["token_type_ids"] = np.zeros_like(ids)
-            found, _ = self.session.run("model", inputs)
+            found = self.forward(ids, mask)
             per_token = "sequence" in output.shape
-            for number, length, values in zip(chosen, lengths, found[output.name], strict=True):
+            for number, length, values in zip(chosen, lengths, found, strict=True):
                 yield int(number), np.asarray(values[:length] if per_token else values)
+
+    def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Floats:
+        """What the graph gives for tokens (B, S) of which the mask hides the padding."""
+        signature = self.session.signatures["model"]
+        inputs: dict[str, Array] = {"input_ids": ids, "attention_mask": mask}
+        if any(port.name == "token_type_ids" for port in signature.inputs):
+            inputs["token_type_ids"] = np.zeros_like(ids)
+        found, _ = self.session.run("model", inputs)
+        [output] = signature.outputs
+        return cast(Floats, found[output.name])
+
+    @classmethod
+    def default_sizes(cls, config: BertConfig) -> EncoderSizes:
+        return EncoderSizes(length=min(128, config.max_length))
+
+    def workload(self, sizes: EncoderSizes) -> Workload:
+        """Texts of random tokens, all of one length, through the graph once."""
+        if sizes.length > self.config.max_length:
+            raise UsageError(
+                f"The model reads {self.config.max_length} tokens, not length={sizes.length}."
+            )
+        ids = random_ids(self.config.vocab_size, sizes.batch, sizes.length)
+        mask = np.ones_like(ids)
+        return Workload(
+            unit="texts", count=sizes.batch, run=lambda: iter([self.forward(ids, mask)])
+        )
 
     def random_rows(self) -> Iterator[tuple[int, Floats]]:
         """What the graph gives for eight unequal rows of random tokens, by their number."""
@@ -123,6 +147,14 @@ class FillMask(EncoderPipeline):
     """
 
     options = FillMaskOptions
+    tolerated: ClassVar[Mapping[str, float]] = {"loss": 0.02}
+
+    def likelihood(self, batch: Arrays) -> tuple[float, int]:
+        """Of the tokens that were masked."""
+        labels = batch["labels"].astype(np.int64)
+        known = labels != IGNORED
+        ids, mask = (batch[name].astype(np.int64) for name in ("input_ids", "attention_mask"))
+        return surprise(self.forward(ids, mask)[known], labels[known]), int(known.sum())
 
     def __call__(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
         """Fill each text's masks; UsageError for a text without one, or cut before one."""
@@ -194,6 +226,7 @@ class TextClassification(EncoderPipeline):
     """
 
     options = ClassificationOptions
+    tolerated: ClassVar[Mapping[str, float]] = {"accuracy": -0.01}
 
     def __call__(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
         """Classify each text; UsageError for one that is no text."""
@@ -224,6 +257,8 @@ class TokenClassification(EncoderPipeline):
     text's characters (of a list, those of its words joined by blanks), the label is that of the
     word's first token. Words beyond the model's length are left out.
     """
+
+    tolerated: ClassVar[Mapping[str, float]] = {"accuracy": -0.01}
 
     def __call__(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
         """Tag each input's words; UsageError for one that is neither text nor list of words."""

@@ -23,6 +23,13 @@ def register_exporters() -> Iterable[ExporterSpec]:
             format="onnx-ort",
             exporter=Ref("cambrian_onnx.exporter:OrtExporter"),
         ),
+        ExporterSpec(
+            name="triton",
+            summary="ONNX, standard operators only, laid out for Triton Inference Server",
+            format="triton",
+            exporter=Ref("cambrian_onnx.triton:TritonExporter"),
+            repackages=True,
+        ),
     ]
 
 
@@ -32,7 +39,7 @@ def register_runtimes() -> Iterable[RuntimeSpec]:
         RuntimeSpec(
             name="onnxruntime",
             summary="ONNX Runtime on CPU or CUDA, for exported folders",
-            formats=("onnx", "onnx-ort"),
+            formats=("onnx-ort", "onnx", "triton"),
             runtime=Ref("cambrian_onnx.runtime:OnnxRuntime"),
         )
     ]

@@ -46,7 +46,7 @@ class Held:
         return self.buffer.value.numpy()[(*[slice(None)] * self.axis, slice(self.length))]
 
     def reserve(self, total: int, device: str) -> Held:
-        """The same in a buffer with room for `total` entries, nobody's to write but the caller's."""
+        """The same, with room for `total` entries and nobody's to write but the caller's."""
         room = self._room()
         if total <= room and self.buffer.filled == self.length:
             return replace(self, total=total)
@@ -61,7 +61,7 @@ class Held:
 
     def take(self, rows: Array, device: str) -> Held:
         """The given rows, in a buffer of their own."""
-        return held_in_buffer(self.numpy()[rows], self.axis, self._room(), device)
+        return held_in_buffer(self.numpy()[rows.astype(np.int64)], self.axis, self._room(), device)
 
     def _room(self) -> int:
         return self.buffer.value.shape()[self.axis]

@@ -30,6 +30,7 @@ from cambrian.errors import CambrianError
 from cambrian.exporting import Exporter
 from cambrian.model import Graph, Model
 from cambrian_onnx.fuse import fuse
+from cambrian_onnx.quantize import quantize
 from cambrian_onnx.rewrite import absorb_past, share_tied
 
 OPSET = 23  # the first with Attention, which keeps the past inside the operator
@@ -49,11 +50,12 @@ class OnnxExporter(Exporter):
         "onnxruntime",
         "onnxruntime-gpu",
     )
+    precisions: ClassVar[tuple[str, ...]] = ("float32", "float16")
     fused: ClassVar[bool] = False  # whether to use operators that only ONNX Runtime has
 
     def refuses(self, model: Model, precision: str) -> str | None:
-        if precision not in ("float32", "float16"):
-            return f"precision '{precision}' is not one of float32, float16"
+        if precision not in self.precisions:
+            return f"precision '{precision}' is not one of {', '.join(self.precisions)}"
         if not model.graphs():
             return "the model declares no graphs"
         return None
@@ -65,7 +67,9 @@ class OnnxExporter(Exporter):
         files: dict[str, GraphFile] = {}
         for graph in graphs:
             file = "model.onnx" if len(graphs) == 1 else f"{graph.name}_model.onnx"
-            files[graph.name] = write_graph(graph, folder / file, fused=self.fused)
+            files[graph.name] = write_graph(
+                graph, folder / file, fused=self.fused, bits=8 if precision == "int8" else None
+            )
         return files
 
     def stamp(
@@ -87,6 +91,8 @@ class OrtExporter(OnnxExporter):
     """Writes the same files for ONNX Runtime alone: with its own operators, the past in buffers
     that are written in place, and the head computed for the last token only."""
 
+    precisions: ClassVar[tuple[str, ...]] = ("float32", "float16", "int8")
+    rounding: ClassVar[tuple[str, ...]] = ("int8",)
     fused: ClassVar[bool] = True
 
 
@@ -127,8 +133,13 @@ def halved(graph: Graph) -> Graph:
     return replace(graph, signature=signature)
 
 
-def write_graph(graph: Graph, file: Path, *, fused: bool = False) -> GraphFile:
-    """Export one graph; CambrianError with torch's reason where it cannot be traced."""
+def write_graph(
+    graph: Graph, file: Path, *, fused: bool = False, bits: int | None = None
+) -> GraphFile:
+    """Export one graph; CambrianError with torch's reason where it cannot be traced.
+
+    `fused`: with ONNX Runtime's own operators. `bits`: of the weights, if they are quantized.
+    """
     with _quiet(), torch.no_grad():
         model = trace(graph)
         body = model.graph
@@ -140,6 +151,8 @@ def write_graph(graph: Graph, file: Path, *, fused: bool = False) -> GraphFile:
         if fused:
             signature = narrowed(graph)
             length = fuse(body, grown(graph.signature), graph.last)
+        if bits:
+            quantize(body, by_block=bool(length))
         tidy(model, graph.name, signature, length)
         save(model, file)
     if not fused:

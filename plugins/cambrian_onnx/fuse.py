@@ -157,6 +157,8 @@ def multi_head(graph: ir.Graph, node: ir.Node, length: ir.Value | None = None) -
     if not _plain(node) or (past_key is not None) != (length is not None):
         return False
     assert query is not None and key is not None and value is not None
+    if mask is not None and mask.dtype == ir.DataType.BOOL:
+        mask = _added(graph, node, mask, query)
     cached = length is None and key.is_graph_input()
     if not cached:
         key, value = _merged(graph, node, key), _merged(graph, node, value)
@@ -181,7 +183,7 @@ def multi_head(graph: ir.Graph, node: ir.Node, length: ir.Value | None = None) -
 
 
 def _plain(node: ir.Node) -> bool:
-    """Whether MultiHeadAttention computes the same: an added mask or none, nothing else special."""
+    """Whether MultiHeadAttention computes the same: nothing but a mask is special about it."""
     query, mask = node.inputs[0], [*node.inputs, *[None] * 4][3]
     special = ("is_causal", "softcap", "q_num_heads")
     odd = any(name in node.attributes and node.attributes[name].value for name in special)
@@ -190,8 +192,20 @@ def _plain(node: ir.Node) -> bool:
         and query is not None
         and _rank(query) == 4
         and isinstance(_dims(query)[1], int)
-        and (mask is None or (mask.dtype == query.dtype and _rank(mask) == 4))
+        and (mask is None or (mask.dtype in (query.dtype, ir.DataType.BOOL) and _rank(mask) == 4))
     )
+
+
+def _added(graph: ir.Graph, before: ir.Node, mask: ir.Value, like: ir.Value) -> ir.Value:
+    """A mask that says what is seen, as one that is added to the scores."""
+    assert like.dtype is not None
+    kind = like.dtype.numpy()
+    # Halved, so that adding a score cannot overflow; not minus infinity, which could give NaN.
+    numbers = [np.array(value, kind) for value in (0, np.finfo(kind).min / 2)]
+    seen, hidden = (constant(graph, f"{mask.name}_{n}", x) for n, x in enumerate(numbers))
+    chosen = ir.node("Where", inputs=[mask, seen, hidden])
+    graph.insert_before(before, chosen)
+    return chosen.outputs[0]
 
 
 def _merged(graph: ir.Graph, before: ir.Node, value: ir.Value) -> ir.Value:
@@ -221,8 +235,9 @@ def _replace_split(graph: ir.Graph, node: ir.Node, merged: ir.Value) -> None:
             ir.convenience.replace_all_uses_with(reshape.outputs[0], merged)
             graph.remove([reshape, transpose], safe=True)
             return
-    heads, size = _dims(old)[1], _dims(old)[3]
-    shape = constant(graph, f"{old.name}_split_shape", [0, 0, heads, size])
+    heads = _dims(old)[1]
+    assert isinstance(heads, int)
+    shape = constant(graph, f"{old.name}_split_shape", [0, 0, heads, -1])
     split = ir.node("Reshape", inputs=[merged, shape])
     swap = ir.node("Transpose", inputs=[split.outputs[0]], attributes={"perm": [0, 2, 1, 3]})
     graph.insert_before(node, [split, swap])
@@ -319,7 +334,7 @@ def _producer(value: ir.Value | None) -> ir.Node | None:
 
 
 def _only_use(value: ir.Value) -> ir.Node | None:
-    uses = value.uses()
+    uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 

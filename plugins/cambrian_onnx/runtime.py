@@ -38,7 +38,7 @@ class OnnxRuntime(Runtime):
         if device not in ("auto", "cpu", "cuda"):
             raise UsageError(f"ONNX Runtime has no device '{device}'; use auto, cpu or cuda.")
         artifact = Artifact.open(folder)
-        if artifact.manifest.format not in ("onnx", "onnx-ort"):
+        if artifact.manifest.format not in ("onnx", "onnx-ort", "triton"):
             raise UsageError(f"{folder} holds {artifact.manifest.format} files, not onnx.")
         artifact.check()
         if device == "cuda" or (device == "auto" and _has_nvidia_driver()):
@@ -66,7 +66,7 @@ class OnnxSession(Session):
             "optimization": options.graph_optimization_level.name,
             "threads": options.intra_op_num_threads,
         }
-        self._files = dict(graphs)
+        self._folder, self._files = artifact.path, dict(graphs)
         self._sessions = {
             name: _load(artifact.path / graph.file, device, options)
             for name, graph in graphs.items()
@@ -160,7 +160,8 @@ class OnnxSession(Session):
 
     def operators(self) -> Mapping[str, int]:
         found = Counter[str]()
-        for file in self._files:
+        for graph in self._files.values():
+            file = self._folder / graph.file
             found.update(optimised(file, self.device, _options(shared=True)))
         return found
 

@@ -48,6 +48,9 @@ def run(
 ) -> None:
     """Run a model: an exported one on its engine, a checkpoint on torch.
 
+    Where a checkpoint's export in float32 lies beside it (NAME-onnx-ort, NAME-onnx), that is run
+    instead, for it computes the same and faster; --runtime torch says otherwise.
+
     \b
     Examples:
       cambrian run runs/bard-onnx "ROMEO:" --set max_new_tokens=200
@@ -57,16 +60,20 @@ def run(
       cambrian run runs/digits-onnx --count 64 --seed 7 -o grid.png
     """
     from cambrian import api
+    from cambrian.loading import best_export
 
     options: dict[str, Any] = dict(parse_assignment(text) for text in settings or ())
     named = {"seed": seed, "count": count}
     options |= {name: value for name, value in named.items() if value is not None}
     items = read_inputs(inputs, file) if inputs or file is not None else []
+    better = best_export(name) if runtime is None else None
     with Downloads() as downloads:
-        pipeline = api.load(name, device=provider, runtime=runtime, report=downloads.report)
+        pipeline = api.load(
+            better or name, device=provider, runtime=runtime, report=downloads.report
+        )
     if not items and not pipeline.inputless:
         items = read_inputs(inputs, file)
-    say(f"runs on {pipeline.session.provider}")
+    say(f"{better or name} runs on {pipeline.session.provider}")
     if len(items) == 1 and not as_json and out is None:
         for piece in pipeline.stream(items[0], **options):
             sys.stdout.write(piece)

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 class Exporter(ABC):
     """Writes one file format.
 
-    `distributions` are the packages whose versions a receipt records.
+    `distributions` are the packages whose versions a receipt records; `rounding` are precisions
+    so coarse that what they cost the task must be measured on held-out data.
     """
 
     distributions: ClassVar[tuple[str, ...]] = ()
+    rounding: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def refuses(self, model: Model, precision: str) -> str | None:

@@ -6,17 +6,18 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cambrian
 from cambrian.artifact import MANIFEST, REJECTED, Artifact, GraphFile, Manifest
 from cambrian.data import Processor
 from cambrian.errors import Rejected, UsageError
-from cambrian.exporting import Exporter
+from cambrian.exporting import Exporter, quality
 from cambrian.exporting.card import CARD, card
 from cambrian.exporting.golden import GOLDEN, Recorder
 from cambrian.exporting.parity import (
@@ -34,6 +35,7 @@ from cambrian.runtime import Session
 from cambrian.runtime.torch import TorchSession
 from cambrian.specs import ExporterSpec, ModelSpec, RuntimeSpec
 
+Measure = Callable[[Pipeline], Mapping[str, float]]
 DISTRIBUTIONS = ("torch", "numpy")  # whose versions a receipt records, beside the exporter's
 
 
@@ -53,6 +55,8 @@ class _Export:
     device: str
     limit: float
     progress: Progress
+    measure: Measure | None
+    tolerated: Mapping[str, float]
 
     def write(self, folder: Path, exporter: Exporter) -> Manifest:
         """Fill the folder with all but what verification adds."""
@@ -106,9 +110,16 @@ class _Export:
             probe = compare_probes(want, self.pipeline(candidate).probe())
             recorder.write(folder / GOLDEN, want)
             problem = verdict(results, probe, self.precision)
+            found = receipt(results, probe, candidate, self.limit)
+            if self.measure is not None:
+                self.progress("measuring what the rounding costs")
+                before = self.measure(self.pipeline(reference))
+                after = self.measure(self.pipeline(candidate))
+                found["quality"] = quality.summary(before, after, self.tolerated)
+                problem = problem or quality.worse(before, after, self.tolerated)
             found = {
                 "passed": not problem,
-                **receipt(results, probe, candidate, self.limit),
+                **found,
                 "weights_sha256": self.weights_sha256,
                 "versions": versions((*DISTRIBUTIONS, *exporter.distributions)),
             }
@@ -167,11 +178,15 @@ def export_model(
     device: str = "cpu",
     tolerance: float | None = None,
     progress: Progress = lambda what: None,
+    measure: Measure | None = None,
+    tolerated: Mapping[str, float] = MappingProxyType({}),
 ) -> Artifact:
     """Export `model` to the folder `out` and prove the result equal to it on `runtime`.
 
     `config_files` are written as they are (config.json, generation_config.json). `tolerance`
-    replaces the precision's limit. `progress` is told what goes on. Whatever fails, and whenever,
+    replaces the precision's limit. `progress` is told what goes on. `measure` gives a pipeline's
+    figures on held-out data: the export is refused if they are worse than the model's by more
+    than is `tolerated`. Whatever fails, and whenever,
     leaves no `out` and no part of it; UsageError where `out` exists and `force` is not given, or
     where the exporter refuses; Rejected where the result does not equal the model: its files are
     then in `out`.rejected.
@@ -191,6 +206,8 @@ def export_model(
         device=device,
         limit=tolerance_for(precision, tolerance),
         progress=progress,
+        measure=measure,
+        tolerated=tolerated,
     )
     if exporter.format not in runtime.formats:
         raise UsageError(f"Runtime '{runtime.name}' cannot open {exporter.format} files.")
