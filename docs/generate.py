@@ -32,9 +32,13 @@ VERBS = (
     "export",
     "verify",
     "run",
+    "bench",
     "pull",
     "lock",
     "push",
+    "cache",
+    "cache verify",
+    "cache prune",
     "plugins",
     "env",
 )
@@ -69,7 +73,7 @@ SECTIONS = {
 def commands() -> str:
     """Every command's help, as it prints."""
     parts = ["# Command line\n"]
-    for words in ((), *((verb,) for verb in VERBS)):
+    for words in ((), *(verb.split() for verb in VERBS)):
         done = subprocess.run(
             [sys.executable, "-m", "cambrian", "--no-plugins", *words, "--help"],
             capture_output=True,

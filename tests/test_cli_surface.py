@@ -24,13 +24,15 @@ OPTIONS = {
     "info": "--json",
     "train": "--base --config --data --force --json --out --resume --set --trainer --validation",
     "eval": "--data --device --json --option --picture --set",
-    "export": "--force --format --json --precision --provider",
-    "verify": "--json --provider",
+    "export": "--data --force --format --json --limit --precision --provider",
+    "verify": "--golden --json --provider",
     "run": "--count --device --input --json --out --provider --runtime --seed --set",
+    "bench": "--data --device --json --only --picture --rounds --set",
     "pull": "--dry-run --json --locked --revision --verify",
     "lock": "--check --json --upgrade",
     "push": "--dry-run --json --license --message --private --pull-request --revision "
     "--with-training-state",
+    "cache": "--json",
     "plugins": "--json",
     "env": "--json",
 }

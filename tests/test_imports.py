@@ -40,7 +40,10 @@ def last_line(code: str, folder: Path) -> str:
         ["env"],
         ["--help"],
         ["--version"],
-        *([verb, "--help"] for verb in ("list", "info", "train", "eval", "export", "verify")),
+        *(
+            [verb, "--help"]
+            for verb in ("list", "info", "train", "eval", "export", "verify", "bench")
+        ),
         ["run", "--help"],
     ],
     ids=" ".join,

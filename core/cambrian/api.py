@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cambrian.artifact import Artifact
 from cambrian.checkpoint import CONFIG, GENERATION, read_config
-from cambrian.evaluation import evaluate
+from cambrian.errors import UsageError
+from cambrian.evaluation import evaluate, measuring
 from cambrian.files import read_json
 from cambrian.hub import Report
 from cambrian.hub.snapshot import silent
 from cambrian.loading import choose_runtime, load, open_checkpoint
 from cambrian.pulling import lock, pull
+from cambrian.reference import verify_golden
 from cambrian.registry import load_registry
 from cambrian.runs import Trained, resume, train
 
@@ -29,6 +32,7 @@ __all__ = [
     "run",
     "train",
     "verify",
+    "verify_golden",
 ]
 
 
@@ -51,15 +55,26 @@ def export(
     precision: str = "float32",
     device: str = "cpu",
     force: bool = False,
+    data: Sequence[str] = (),
+    limits: Mapping[str, float] = MappingProxyType({}),
     report: Callable[[str], None] = lambda what: None,
     fetching: Report = silent,
 ) -> Artifact:
-    """Export a checkpoint or a named model, and prove the export equal to it on `device`."""
+    """Export a checkpoint or a named model, and prove the export equal to it on `device`.
+
+    What a coarse precision (int8) costs is measured on what `data` names, or else on what the
+    model's own training held out; `limits` replace by how much each figure may change.
+    """
     from cambrian.exporting.flow import export_model
 
     registry = load_registry()
     checkpoint = open_checkpoint(target, registry, fetching)
-    exporter = registry.pick("exporter", format)
+    exporter, processor = registry.pick("exporter", format), checkpoint.processor()
+    measure, kind = None, checkpoint.spec.pipeline.load()
+    if precision in exporter.exporter.load().rounding:
+        measure = measuring(checkpoint, processor, data)
+    elif data or limits:
+        raise UsageError(f"Only a coarse precision is measured on data; {precision} is proved.")
     names = (CONFIG, GENERATION)
     files = {
         n: (checkpoint.path / n).read_bytes() for n in names if (checkpoint.path / n).is_file()
@@ -67,7 +82,7 @@ def export(
     return export_model(
         checkpoint.model(),
         checkpoint.spec,
-        checkpoint.processor(),
+        processor,
         Path(out),
         config=checkpoint.config,
         exporter=exporter,
@@ -78,6 +93,8 @@ def export(
         force=force,
         device=device,
         progress=report,
+        measure=measure,
+        tolerated={**kind.tolerated, **limits},
     )
 
 

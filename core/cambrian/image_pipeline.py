@@ -17,6 +17,7 @@ from cambrian.errors import UsageError
 from cambrian.pipeline import Pipeline
 from cambrian.runtime import Array
 from cambrian.scores import Scores
+from cambrian.workload import Sizes, Workload
 
 Bytes = NDArray[np.uint8]
 
@@ -95,6 +96,15 @@ class ImagePipeline(Pipeline):
         real = np.stack([examples[n][0] for n in range(len(examples))])
         made = self.sample(range(settings.samples or len(real)), settings)
         return compared(real, made, settings.extractor)
+
+    def workload(self, sizes: Sizes) -> Workload:
+        """Pictures of the same noise each time, from the noise to the pixels."""
+        settings = update(self.defaults, {"batch_size": sizes.batch}, "options")
+        return Workload(
+            unit="pictures",
+            count=sizes.batch,
+            run=lambda: iter([self.sample(range(sizes.batch), settings)]),
+        )
 
     def brightest(self, pixels: Bytes) -> Mapping[str, Array]:
         """Of each picture, which quarter of it is the brightest: what a probe asks for."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cambrian.data import Processor
+from cambrian.data import Arrays, Processor
 from cambrian.runtime import Array, Session
+from cambrian.workload import Sizes, Workload
 
 if TYPE_CHECKING:
     from cambrian.scores import Scores
@@ -22,10 +24,13 @@ class Pipeline(ABC):
     """One task on any engine. `options` is a frozen dataclass of what a call may vary.
 
     inputless: a call without inputs makes something, as many as its options say.
+    tolerated: by how much each figure that tells the task's quality (of `score`, or "loss") may
+        change where weights are rounded; the sign says which way is worse.
     """
 
     options: ClassVar[type[Any]]
     inputless: ClassVar[bool] = False
+    tolerated: ClassVar[Mapping[str, float]] = MappingProxyType({})
 
     def __init__(
         self, session: Session, processor: Processor, config: Any, defaults: Any | None = None
@@ -40,6 +45,11 @@ class Pipeline(ABC):
     def default_options(cls, config: Any) -> Any:
         """The options that suit a model of this config; saved as generation_config.json."""
         return cls.options()
+
+    @classmethod
+    def default_sizes(cls, config: Any) -> Sizes:
+        """How much work a benchmark gives a model of this config, unless it is told otherwise."""
+        return Sizes()
 
     @abstractmethod
     def __call__(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
@@ -64,9 +74,21 @@ class Pipeline(ABC):
         """Figures over held-out (input, expected) pairs; None where the task has none."""
         return None
 
+    def likelihood(self, batch: Arrays) -> tuple[float, int] | None:
+        """Of a held-out batch, as the architecture's data has it: the negative log-likelihood of
+        its labels in nats, summed, and their number; None where the task has none."""
+        return None
+
     def preview(self) -> bytes | None:
         """A picture, as PNG, of what the model can do by now; None where there is none to see.
         Training keeps one beside each evaluation."""
+        return None
+
+    def workload(self, sizes: Any) -> Workload | None:
+        """What a benchmark times, of these sizes (as `default_sizes` has them); None if nothing.
+
+        UsageError for sizes that the model has no room for.
+        """
         return None
 
     @abstractmethod

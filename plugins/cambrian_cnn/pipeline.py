@@ -14,6 +14,7 @@ from cambrian.data.images import ImageProcessor
 from cambrian.generation.sampling import probabilities
 from cambrian.image_pipeline import FeaturePipeline
 from cambrian.runtime import Array
+from cambrian.workload import Sizes, Workload
 from cambrian_cnn.config import CNNConfig
 
 if TYPE_CHECKING:
@@ -82,9 +83,22 @@ class ImageClassification(FeaturePipeline):
         predicted = [self.config.labels[n] for n in logits.argmax(-1)]
         return classification(self.config.labels, labels, predicted)
 
+    def workload(self, sizes: Sizes) -> Workload:
+        """Pictures of noise through the graph once."""
+        pixels = self.random_pixels(sizes.batch)
+        return Workload(
+            unit="pictures",
+            count=sizes.batch,
+            run=lambda: iter([self.compute(pixels, sizes.batch)[0]]),
+        )
+
     def probe(self) -> Mapping[str, Array]:
         """The classes of eight pictures of noise."""
-        rng = np.random.Generator(np.random.Philox(0))
-        shape = (8, self.config.num_channels, *self.config.image_size)
-        logits, _ = self.compute(rng.integers(0, 256, shape, np.uint8), 3)
+        logits, _ = self.compute(self.random_pixels(8), 3)
         return {"classes": logits.argmax(-1).astype(np.int64)}
+
+    def random_pixels(self, count: int) -> NDArray[np.uint8]:
+        """Pictures of noise, the same in every call."""
+        rng = np.random.Generator(np.random.Philox(0))
+        shape = (count, self.config.num_channels, *self.config.image_size)
+        return rng.integers(0, 256, shape, np.uint8)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from cambrian.config import update
+from cambrian.data import IGNORED, Arrays
 from cambrian.errors import UsageError
 from cambrian.generation import text
 from cambrian.generation.config import GenerationConfig
-from cambrian.generation.decoding import Decoding, Tokens
-from cambrian.generation.sampling import continuations
+from cambrian.generation.decoding import Decoding, Scores, Tokens
+from cambrian.generation.sampling import continuations, greedy, surprise
 from cambrian.pipeline import Pipeline
 from cambrian.runtime import Array, Session
+from cambrian.workload import GenerationSizes, Workload, random_ids
 from cambrian_gpt.config import GPTConfig
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class TextGeneration(Pipeline):
     """
 
     options = GenerationConfig
+    tolerated: ClassVar[Mapping[str, float]] = {"loss": 0.02}  # perplexity by 2 %
     processor: Tokenizer
     config: GPTConfig
     defaults: GenerationConfig
@@ -78,6 +81,11 @@ class TextGeneration(Pipeline):
     @classmethod
     def default_options(cls, config: GPTConfig) -> GenerationConfig:
         return GenerationConfig(eos_token_id=config.eos_token_id)
+
+    @classmethod
+    def default_sizes(cls, config: GPTConfig) -> GenerationSizes:
+        half = max(1, min(128, config.n_positions // 2))
+        return GenerationSizes(prompt=half, new=half)
 
     def __call__(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
         """Continue each text; UsageError for unknown options and prompts without room."""
@@ -101,6 +109,28 @@ class TextGeneration(Pipeline):
         yield item
         yield from text.stream(decoding, self.processor.decode, settings, self._ends(settings))
 
+    def likelihood(self, batch: Arrays) -> tuple[float, int]:
+        """Of the tokens of windows of text."""
+        labels = batch["labels"].astype(np.int64)
+        known = labels != IGNORED
+        total = 0.0
+        for place, scores in enumerate(self._scores(batch["input_ids"].astype(np.int64))):
+            rows = known[:, place]
+            total += surprise(scores[rows], labels[rows, place])
+        return total, int(known.sum())
+
+    def workload(self, sizes: GenerationSizes) -> Workload:
+        """Greedy continuations of random tokens."""
+        room = self.config.n_positions + 1 - sizes.prompt  # the last token is never read
+        if sizes.new > room:
+            raise UsageError(
+                f"After prompt={sizes.prompt} the model has room for {max(room, 0)} tokens, not "
+                f"for new={sizes.new}."
+            )
+        prompts = random_ids(self.config.vocab_size, sizes.batch, sizes.prompt).tolist()
+        options = GenerationConfig(max_new_tokens=sizes.new)
+        return greedy(lambda: self._decoding(prompts, options), sizes)
+
     def probe(self) -> Mapping[str, Array]:
         """Greedy continuations of three unequal prompts of random tokens: "tokens" (3, new)."""
         rng, limit = np.random.Generator(np.random.Philox(0)), self.config.n_positions
@@ -109,6 +139,20 @@ class TextGeneration(Pipeline):
         steps = continuations(self._decoding(prompts, GenerationConfig()), GenerationConfig())
         chosen = list(islice(steps, min(16, limit + 1 - max(lengths))))
         return {"tokens": np.stack(chosen, axis=1).astype(np.int64)}
+
+    def _scores(self, ids: Tokens) -> Iterator[Scores]:
+        """The logits (rows, vocabulary) at each place of windows (rows, length). Where an engine
+        gives those of the last place alone, it reads token by token, as when it generates."""
+        outputs = {port.name: port.shape for port in self.session.signatures["decoder"].outputs}
+        if outputs["logits"][1] != 1:
+            whole = GPTDecoding(self.session, ids.tolist(), [1] * len(ids), self.config)
+            found, _ = self.session.run("decoder", whole.first())
+            yield from found["logits"].astype(np.float32).swapaxes(0, 1)
+            return
+        decoding = GPTDecoding(self.session, ids[:, :1].tolist(), [1] * len(ids), self.config)
+        yield decoding.start()
+        for place in range(1, ids.shape[1]):
+            yield decoding.step(ids[:, place])
 
     def _encode(self, texts: Sequence[Any]) -> list[list[int]]:
         for item in texts:

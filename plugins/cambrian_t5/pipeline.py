@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -16,9 +16,10 @@ from cambrian.generation import text
 from cambrian.generation.beams import beam_search
 from cambrian.generation.config import GenerationConfig
 from cambrian.generation.decoding import Decoding, Tokens
-from cambrian.generation.sampling import continuations
+from cambrian.generation.sampling import continuations, greedy
 from cambrian.pipeline import Pipeline
 from cambrian.runtime import Array, Session
+from cambrian.workload import GenerationSizes, Workload, random_ids
 from cambrian_t5.config import SENTINELS, T5Config
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Text2Text(Pipeline):
     """
 
     options = GenerationConfig
+    tolerated: ClassVar[Mapping[str, float]] = {"bleu": -0.5}
     processor: Tokenizer
     config: T5Config
     defaults: GenerationConfig
@@ -77,6 +79,11 @@ class Text2Text(Pipeline):
             eos_token_id=config.eos_token_id,
             decoder_start_token_id=config.decoder_start_token_id,
         )
+
+    @classmethod
+    def default_sizes(cls, config: T5Config) -> GenerationSizes:
+        length = min(128, config.n_positions)
+        return GenerationSizes(prompt=length, new=length)
 
     def __call__(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
         """Generate for each text; UsageError for unknown options and for what is no text."""
@@ -95,6 +102,12 @@ class Text2Text(Pipeline):
         settings = update(self.defaults, options, "options")
         decoding = self._decoding(self._encode([item]), settings)
         yield from text.stream(decoding, self._decode, settings, self._ends(settings))
+
+    def workload(self, sizes: GenerationSizes) -> Workload:
+        """What follows sources of random tokens; the first token waits for the encoder, too."""
+        sources = random_ids(self.config.vocab_size, sizes.batch, sizes.prompt).tolist()
+        options = GenerationConfig(max_new_tokens=sizes.new)
+        return greedy(lambda: self._decoding(sources, options), sizes)
 
     def probe(self) -> Mapping[str, Array]:
         """What follows three unequal sources of random tokens, never ending: the likeliest token

@@ -34,9 +34,11 @@ VERBS = {  # the help's lines are here too, so that --help imports none of them
     "export": verb("export:export", "Export a model and prove that the export equals it."),
     "verify": verb("verify:verify", "Prove an exported folder on this machine, without torch."),
     "run": verb("run:run", "Run a model: an exported one on its engine, a checkpoint on torch."),
+    "bench": verb("bench:bench", "Measure how fast a model is on this machine, by engine."),
     "push": verb("push:push", "Push a checkpoint or an exported folder to the Hugging Face Hub."),
     "pull": verb("pull:pull", "Fetch models from the Hugging Face Hub, verified."),
     "lock": verb("lock:lock", "Pin a project's models to commits and hashes, in cambrian.lock."),
+    "cache": verb("cache:app", "Show, verify and free what Cambrian keeps on this disk."),
     "plugins": verb("plugins:app", "List plugins: what each registers, and what is wrong with it."),
     "env": verb("env:env", "Show versions and hardware, to be put into a report."),
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from cambrian.generation.config import GenerationConfig
 from cambrian.generation.decoding import Decoding, Scores, Tokens
+from cambrian.workload import GenerationSizes, Workload
 
 
 def penalise(scores: Scores, seen: NDArray[np.bool_], penalty: float) -> Scores:
@@ -38,6 +40,14 @@ def probabilities(scores: Scores) -> NDArray[np.float64]:
     """Softmax of each row, in float64."""
     weights = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def surprise(scores: Scores, labels: Tokens) -> float:
+    """The negative log-likelihood, in nats, of the labels (rows,) under the logits of their rows
+    (rows, vocabulary), summed over the rows; in float64."""
+    shifted = scores.astype(np.float64) - scores.max(axis=-1, keepdims=True)
+    right = np.take_along_axis(shifted, labels[:, None], axis=-1)[:, 0]
+    return float((np.log(np.exp(shifted).sum(axis=-1)) - right).sum())
 
 
 def choose(
@@ -76,3 +86,13 @@ def continuations(decoding: Decoding, options: GenerationConfig) -> Iterator[Tok
         yield chosen
         seen[rows, chosen] = True
         scores = decoding.step(chosen)
+
+
+def greedy(begin: Callable[[], Decoding], sizes: GenerationSizes) -> Workload:
+    """Work for a benchmark: the likeliest tokens, `sizes.new` of them, whether or not one of them
+    would end the text, for every engine has to do as much."""
+
+    def run() -> Iterator[Tokens]:
+        return islice(continuations(begin(), GenerationConfig()), sizes.new)
+
+    return Workload(unit="tokens", count=sizes.batch, run=run)

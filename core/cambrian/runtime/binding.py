@@ -29,8 +29,9 @@ def bind(
 
     `held` gives the shapes of the state that the call goes on with. A name has one size
     throughout, the same in every input: what stands in its place, or, where a multiple of it is
-    wanted ("8*height"), that part of it. One that nothing fixes is left out, and is 0. Then every sum
-    ("past + sequence") must come out. CambrianError says what is unknown, missing or wrong.
+    wanted ("8*height"), that part of it. One that nothing fixes is left out, and counts as 0. Then
+    every sum ("past + sequence") must come out. CambrianError says what is unknown, missing or
+    wrong.
     """
     ports = {port.name: port for port in signature.inputs}
     for name, value in inputs.items():

@@ -37,7 +37,7 @@ class TorchSession(Session):
         self.graphs = {graph.name: graph for graph in model.graphs()}
         self.signatures = {name: outside(graph.signature) for name, graph in self.graphs.items()}
         self.provider = f"torch {self.device}"
-        self.settings = {"threads": torch.get_num_threads(), "compiled": int(compiled)}
+        self.settings = {"threads": torch.get_num_threads()} | ({"compiled": 1} if compiled else {})
         self._modules: dict[str, Callable[..., Sequence[Tensor]]] = {
             name: torch.compile(graph.module) if compiled else graph.module
             for name, graph in self.graphs.items()
