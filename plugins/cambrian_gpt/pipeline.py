@@ -47,7 +47,7 @@ class GPTDecoding(Decoding):
         return self._inputs(self._tokens)
 
     def following(self, tokens: Tokens) -> Mapping[str, Array]:
-        self._mask = np.pad(self._mask, ((0, 0), (0, 1)), constant_values=1)
+        self._mask = np.concatenate((self._mask, np.ones_like(self._mask[:, :1])), axis=1)
         # Rows that have finished are carried along; they must not run out of positions.
         self._positions = (self._positions[:, -1:] + 1).clip(max=self._last)
         return self._inputs(tokens)

@@ -20,7 +20,7 @@ from cambrian.artifact import Artifact, growing, resolve_shape
 from cambrian.errors import BrokenFile, CambrianError, UsageError
 from cambrian.runtime import Array, Runtime, Session, State
 from cambrian.runtime.binding import bind, check_rows, signature_of
-from cambrian_onnx.buffers import Held, held_in_buffer
+from cambrian_onnx.buffers import Buffers, Held, reserve, take
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 FATAL = 4  # of ONNX Runtime's log severities: what matters is raised, not logged
@@ -71,6 +71,7 @@ class OnnxSession(Session):
             name: _load(artifact.path / graph.file, device, options)
             for name, graph in graphs.items()
         }
+        self._growing = {name: growing(graph.signature) for name, graph in graphs.items()}
         self._gathers: dict[int, Any] = {}  # by the number of the elements' type
         self.provider = CUDA if device == "cuda" else CPU
 
@@ -86,39 +87,40 @@ class OnnxSession(Session):
         for port in signature.inputs:
             if port.name not in values:
                 values[port.name] = np.zeros(resolve_shape(port.shape, sizes), port.dtype)
-        binding = self._sessions[graph].io_binding()
-        grown = self._bind_buffers(graph, binding, values, sizes)
-        for name in values.keys() - grown.keys():
-            self._bind_input(binding, name, values[name])
+        buffers = self._reserve(graph, values, sizes)
+        binding = self._binding(graph, buffers)
+        in_place = {} if buffers is None else buffers.values
+        for name, value in values.items():
+            if name not in in_place:
+                self._bind_input(binding, name, value)
+        bound = [name for name, feeds in signature.state.items() if feeds in in_place]
         for port in signature.outputs:
             feeds = signature.state.get(port.name)
-            if feeds in grown:
-                binding.bind_ortvalue_output(port.name, grown[feeds].buffer.value)
-            else:
+            if feeds not in in_place:
                 binding.bind_output(port.name, "cpu" if feeds is None else self.device)
+                bound.append(port.name)
         try:
             self._sessions[graph].run_with_iobinding(binding)
         except Exception as error:  # its errors share no class but this
             raise CambrianError(f"ONNX Runtime cannot compute {graph}: {_first(error)}") from error
-        found = {
-            port.name: value
-            for port, value in zip(signature.outputs, binding.get_outputs(), strict=True)
-        }
+        found = dict(zip(bound, binding.get_outputs(), strict=True))
         renewed = {feeds: found.pop(name) for name, feeds in signature.state.items()}
-        renewed |= {name: value.written() for name, value in grown.items()}
+        if buffers is not None:
+            buffers.filled = self._total(graph, sizes)
+            renewed |= buffers.held()
         return {name: value.numpy() for name, value in found.items()}, {**state, **renewed}
 
     def take(self, state: State, rows: Array) -> State:
         check_rows(rows, (value.shape()[0] for value in state.values()))
-        return {name: self._taken(value, rows) for name, value in state.items()}
-
-    def _taken(self, value: Any, rows: Array) -> Any:
-        if isinstance(value, Held):
-            return value.take(rows, self.device)
-        if self.device != "cpu":
-            return self._gathered(value, rows)
-        # The runtime takes numpy's memory as it is: one copy, and faster than a graph.
-        return onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy()[rows])
+        grown = {name: value for name, value in state.items() if isinstance(value, Held)}
+        taken: dict[str, Any] = {**take(grown, rows, self.device)}
+        for name in state.keys() - grown.keys():
+            if self.device != "cpu":
+                taken[name] = self._gathered(state[name], rows)
+            else:  # the runtime takes numpy's memory as it is: one copy, faster than a graph
+                rows_of = state[name].numpy()[rows]
+                taken[name] = onnxruntime.OrtValue.ortvalue_from_numpy(rows_of)
+        return taken
 
     def _bind_input(self, binding: Any, name: str, value: Any) -> None:
         if isinstance(value, onnxruntime.OrtValue):
@@ -127,24 +129,34 @@ class OnnxSession(Session):
             array = value.numpy() if isinstance(value, Held) else value
             binding.bind_cpu_input(name, np.asarray(array, order="C"))
 
-    def _bind_buffers(
-        self, graph: str, binding: Any, values: Mapping[str, Any], sizes: Mapping[str, int]
-    ) -> dict[str, Held]:
-        """Bind the state that the graph makes longer in place, in buffers with room for it."""
-        file, grown = self._files[graph], dict[str, Held]()
-        if not file.length:
-            return grown
-        for name, (axis, dim) in growing(file.signature).items():
-            [total] = resolve_shape((dim,), sizes)
-            value = values[name]
-            if not isinstance(value, Held):
-                array = value if isinstance(value, np.ndarray) else value.numpy()
-                value = held_in_buffer(array, axis, total, self.device)
-            grown[name] = value.reserve(total, self.device)
-            binding.bind_ortvalue_input(name, grown[name].buffer.value)
-        lengths = np.array([next(iter(grown.values())).length], np.int32)
-        binding.bind_cpu_input(file.length, lengths)
-        return grown
+    def _binding(self, graph: str, buffers: Buffers | None) -> Any:
+        """The binding of a call: that of the buffers, if there are any, with their length."""
+        if buffers is None:
+            return self._sessions[graph].io_binding()
+        file = self._files[graph]
+        if buffers.binding is None:
+            buffers.binding = self._sessions[graph].io_binding()
+            for output, name in file.signature.state.items():
+                if name in buffers.values:
+                    buffers.binding.bind_ortvalue_input(name, buffers.values[name])
+                    buffers.binding.bind_ortvalue_output(output, buffers.values[name])
+        buffers.binding.bind_cpu_input(file.length, np.array([buffers.filled], np.int32))
+        return buffers.binding
+
+    def _reserve(
+        self, graph: str, values: Mapping[str, Any], sizes: Mapping[str, int]
+    ) -> Buffers | None:
+        """Room for the state that the graph makes longer in place, if it does."""
+        if not self._files[graph].length:
+            return None
+        axes = {name: axis for name, (axis, _) in self._growing[graph].items()}
+        grown = {name: values[name] for name in axes}
+        return reserve(grown, axes, self._total(graph, sizes), self.device)
+
+    def _total(self, graph: str, sizes: Mapping[str, int]) -> int:
+        """How many entries the state that grows has after a call."""
+        _, dim = next(iter(self._growing[graph].values()))
+        return resolve_shape((dim,), sizes)[0]
 
     def _gathered(self, value: Any, rows: Array) -> Any:
         """The rows of a value, on its device: a graph of the one operator."""

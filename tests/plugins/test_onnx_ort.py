@@ -23,7 +23,7 @@ from cambrian.model import Model
 from cambrian.specs import ExporterSpec, Ref
 from cambrian.testing import built, prepared
 from cambrian_onnx import register_exporters
-from cambrian_onnx.buffers import ROOM, held_in_buffer
+from cambrian_onnx.buffers import ROOM, Buffers, reserve, take
 from cambrian_onnx.exporter import OrtExporter
 from cambrian_onnx.quantize import BLOCK, MIDDLE, blocks, columns
 
@@ -101,20 +101,32 @@ def test_a_step_writes_into_the_buffer_that_it_was_given(exported: Mapping[str, 
     }
     _, after = session.run("decoder", step, state)
     for name, held in state.items():
-        assert after[name].buffer is held.buffer
+        assert after[name].buffers is held.buffers
         assert (held.shape()[2], after[name].shape()[2]) == (3, 4)
 
 
-def test_a_buffer_that_somebody_has_filled_further_is_copied() -> None:
+def test_buffers_that_somebody_has_filled_further_are_copied() -> None:
     value = np.arange(6, dtype=np.float32).reshape(1, 2, 3, 1)
-    held = held_in_buffer(value, 2, 4, "cpu").reserve(5, "cpu")
-    one, other = held.written(), held.reserve(5, "cpu")
-    assert one.buffer is held.buffer is not other.buffer
-    np.testing.assert_array_equal(other.numpy(), value)
-    assert held.buffer.value.shape()[2] == ROOM
-    wider = one.reserve(ROOM + 1, "cpu")
-    assert wider.buffer.value.shape()[2] == 2 * ROOM
-    assert wider.shape() == [1, 2, 5, 1]
+    first = Buffers({"key": value}, {"key": 2}, 4, "cpu")
+    held = first.held()
+    assert reserve(held, {"key": 2}, 5, "cpu") is first
+    first.filled = 5  # a call has written two more
+    other = reserve(held, {"key": 2}, 5, "cpu")
+    assert other is not first
+    np.testing.assert_array_equal(other.held()["key"].numpy(), value)
+    assert first.shapes["key"] == (1, 2, ROOM, 1)
+    wider = reserve(first.held(), {"key": 2}, ROOM + 1, "cpu")
+    assert wider.shapes["key"][2] >= 2 * ROOM
+    assert wider.held()["key"].shape() == (1, 2, 5, 1)
+
+
+def test_taken_rows_are_in_buffers_of_their_own() -> None:
+    value = np.arange(6, dtype=np.float32).reshape(3, 1, 2, 1)
+    held = Buffers({"key": value}, {"key": 2}, 2, "cpu").held()
+    taken = take(held, np.array([2, 0, 0]), "cpu")
+    np.testing.assert_array_equal(taken["key"].numpy(), value[[2, 0, 0]])
+    assert taken["key"].buffers is not held["key"].buffers
+    assert take({}, np.array([0]), "cpu") == {}
 
 
 @pytest.mark.parametrize("width", [BLOCK, 2 * BLOCK, BLOCK - 28])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +39,7 @@ def bind(
     for name, value in inputs.items():
         if name not in ports:
             raise CambrianError(f"{graph} has no input '{name}'.{nearest(name, ports)}")
-        if value.dtype.name != ports[name].dtype:
+        if dtype_name(value.dtype) != ports[name].dtype:
             raise CambrianError(
                 f"{graph}: input '{name}' must be {ports[name].dtype}, not {value.dtype.name}."
             )
@@ -45,10 +47,18 @@ def bind(
     if missing := [name for name in ports if name not in inputs and name not in feeding]:
         raise CambrianError(f"{graph}: input '{missing[0]}' is missing.")
     shapes = {**held, **{name: value.shape for name, value in inputs.items()}}
-    given = [(ports[name], tuple(shape)) for name, shape in shapes.items() if name in ports]
+    # Most of a state has one shape: each is checked once.
+    alike = {(ports[n].shape, tuple(x)): ports[n] for n, x in shapes.items() if n in ports}
+    given = [(port, shape) for (_, shape), port in alike.items()]
     sizes = _sizes(graph, given)
     _check_shapes(graph, given, sizes)
     return sizes
+
+
+@functools.cache
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """numpy's name of it, which it is slow to say."""
+    return dtype.name
 
 
 def check_rows(rows: Array, sizes: Iterable[int]) -> None:
