@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import cambrian
@@ -92,6 +93,32 @@ def test_classes_by_the_command_line(classifier: Path, tmp_path: Path) -> None:
     cli("run", classifier / "onnx", "-i", tmp_path / "in.txt", "-o", tmp_path / "out.json")
     rows = [json.loads(line) for line in (tmp_path / "out.json").read_text().splitlines()]
     assert [row["label"] for row in rows] == ["pos", "neg"]
+
+
+def test_a_classifier_in_int8_is_as_good(classifier: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int8"
+    words = ("--format", "onnx-ort", "--precision", "int8", "--limit", "accuracy=-0.05", "--json")
+    found = json.loads(cli("export", classifier / "cls", out, *words))
+    quality = found["receipt"]["quality"]
+    assert quality["tolerated"] == {"accuracy": -0.05}
+    assert quality["model"]["accuracy"] == 1.0 and quality["export"]["accuracy"] >= 0.95
+    graph = onnx.load(out / "model.onnx", load_external_data=False).graph
+    kinds = {node.op_type for node in graph.node}
+    assert {"DynamicQuantizeMatMul", "MultiHeadAttention"} <= kinds and "MatMul" not in kinds
+    texts = [f"film {n} was {word} and long" for n in range(9) for word in ("good", "dull")]
+    together = cambrian.run(out, texts)
+    for text, row in zip(texts, together, strict=True):  # one scale for a call's activations
+        alone = cambrian.run(out, [text])[0]
+        assert alone["score"] == pytest.approx(row["score"], abs=0.05)
+
+
+def test_a_t5_in_int8_is_measured_by_bleu(copier: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"format": "onnx-ort", "precision": "int8"}
+    artifact = cambrian.export(copier / "t5", tmp_path / "out", limits={"bleu": -100}, **given)
+    quality = artifact.manifest.receipt["quality"]
+    assert {"bleu", "chrf"} <= quality["export"].keys() == quality["model"].keys()
+    size = sum(file.stat().st_size for file in artifact.path.glob("*.onnx*"))
+    assert size < sum(file.stat().st_size for file in (copier / "onnx").glob("*.onnx*"))
 
 
 def test_masks_are_filled_by_the_command_line(classifier: Path) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import cambrian
 from cambrian.artifact import GraphFile, Port, Signature, growing, resolve_shape, terms
-from cambrian.errors import CambrianError
+from cambrian.errors import CambrianError, UsageError
 from cambrian.exporting import Exporter
 from cambrian.model import Graph, Model
 from cambrian_onnx.fuse import fuse
@@ -151,8 +151,11 @@ def write_graph(
         if fused:
             signature = narrowed(graph)
             length = fuse(body, grown(graph.signature), graph.last)
-        if bits:
-            quantize(body, by_block=bool(length))
+        if bits and not quantize(body, by_block=bool(length)):
+            raise UsageError(
+                f"Graph '{graph.name}' multiplies by no matrix that is worth quantizing; export it "
+                "in float16."
+            )
         tidy(model, graph.name, signature, length)
         save(model, file)
     if not fused:

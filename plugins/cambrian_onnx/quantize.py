@@ -17,7 +17,7 @@ from cambrian_onnx.fuse import DOMAIN, constant, drop_unused
 BLOCK = 128
 MIDDLE = 128  # stands for 0 in unsigned bytes
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level; at 0 it computes in float32, much slower
-SMALL = 4096  # weights; fewer are left alone
+SMALL = 1024  # weights; fewer are left alone
 
 
 def quantize(graph: ir.Graph, by_block: bool) -> int:
