@@ -149,8 +149,8 @@ def write_graph(
         share_tied(body, dict(graph.module.named_parameters()).keys())
         signature, length = graph.signature, ""
         if fused:
-            signature = narrowed(graph)
-            length = fuse(body, grown(graph.signature), graph.last)
+            found = fuse(body, grown(graph.signature), graph.last)
+            signature, length = narrowed(graph.signature, found.last), found.length
         if bits and not quantize(body, by_block=bool(length)):
             raise UsageError(
                 f"Graph '{graph.name}' multiplies by no matrix that is worth quantizing; export it "
@@ -163,14 +163,14 @@ def write_graph(
     return GraphFile(file=file.name, signature=signature, length=length)
 
 
-def narrowed(graph: Graph) -> Signature:
-    """The signature of what computes only the last entry where that is all that is read."""
+def narrowed(signature: Signature, last: Mapping[str, int]) -> Signature:
+    """The signature of what computes only the last entry of some outputs, along these axes."""
     outputs: list[Port] = []
-    for port in graph.signature.outputs:
-        axis = graph.last.get(port.name)
+    for port in signature.outputs:
+        axis = last.get(port.name)
         shape = tuple(1 if place == axis else dim for place, dim in enumerate(port.shape))
         outputs.append(replace(port, shape=shape))
-    return replace(graph.signature, outputs=tuple(outputs))
+    return replace(signature, outputs=tuple(outputs))
 
 
 def grown(signature: Signature) -> dict[str, str]:

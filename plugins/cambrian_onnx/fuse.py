@@ -8,6 +8,7 @@ Source: onnxruntime, docs/ContribOperators.md.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -16,16 +17,25 @@ DOMAIN = "com.microsoft"
 LENGTH = "past_length"  # the input that tells how much of the state is filled
 
 
-def fuse(graph: ir.Graph, grown: Mapping[str, str], last: Mapping[str, int]) -> str:
+@dataclass(frozen=True)
+class Fused:
+    """What a fused graph does otherwise than its signature says.
+
+    length: the name of the input that tells the past's length, if the past is written in place.
+    last: the outputs of which only the last entry is computed, by the axis.
+    """
+
+    length: str
+    last: Mapping[str, int]
+
+
+def fuse(graph: ir.Graph, grown: Mapping[str, str], last: Mapping[str, int]) -> Fused:
     """Make all changes; `grown` maps the inputs that hold the past to the outputs that hold it
     longer, `last` outputs to the axis of which only the last entry is wanted.
-
-    Returns the name of the input that tells the past's length, if the graph now writes in place.
     """
-    for name, axis in last.items():
-        keep_last(graph, name, axis)
+    last = {name: axis for name, axis in last.items() if keep_last(graph, name, axis)}
     merge_products(graph)
-    in_place = share_buffers(graph, grown)
+    length = share_buffers(graph, grown)
     for node in list(graph):
         if node.op_type == "Attention":
             multi_head(graph, node)
@@ -36,7 +46,7 @@ def fuse(graph: ir.Graph, grown: Mapping[str, str], last: Mapping[str, int]) -> 
             biased_gelu(graph, node)
     graph.opset_imports[DOMAIN] = 1
     drop_unused(graph)
-    return in_place
+    return Fused(length, last)
 
 
 def drop_unused(graph: ir.Graph) -> None:
