@@ -8,8 +8,8 @@ weights and the same tokens, is greedy, and runs in a process of its own, in tur
 The first token's time is that of a run that ends with it; tokens a second are of those after it.
 Float32 must give what transformers gives: of Cambrian it is an error otherwise, of the others, and
 of coarser precisions, the table tells how many tokens (or classes) agree; after a row's first other
-token, all may be others. MiB is the process's peak over all cases, MB its weights' files. What torch
-itself has to offer (torch.compile) is `cambrian bench`'s business.
+token, all may be others. MiB is the process's peak over all cases, MB its weights' files. What else
+torch has to offer (torch.compile) is `cambrian bench`'s business.
 optimum-onnx is left out: it needs transformers < 4.58, and so an environment of its own.
 """
 
