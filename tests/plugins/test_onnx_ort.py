@@ -56,24 +56,26 @@ def operators(file: Path) -> Counter[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "graph", "norm"),
-    [
-        ("gpt", "model", "SkipLayerNormalization"),
-        ("bert", "model", "SkipLayerNormalization"),
-        ("t5", "encoder_model", "SkipSimplifiedLayerNormalization"),
-        ("t5", "decoder_model", "SkipSimplifiedLayerNormalization"),
-    ],
-)
-def test_every_block_is_fused(name: str, graph: str, norm: str, tmp_path: Path) -> None:
+    ("name", "graph", "in_place", "whole"),
+    [("gpt", "model", 1, 0), ("bert", "model", 0, 1), ("t5", "encoder_model", 0, 1),
+     ("t5", "decoder_model", 2, 0)],
+)  # fmt: skip
+def test_every_block_is_fused(
+    name: str, graph: str, in_place: int, whole: int, tmp_path: Path
+) -> None:
     spec = load_registry().models[name]
     data, _ = prepared(spec)
     OrtExporter().export(built(spec, data.config), tmp_path, precision="float32")
     found = operators(tmp_path / f"{graph}.onnx")
     layers = {"gpt": "n_layer", "bert": "num_hidden_layers", "t5": "num_layers"}[name]
     count = getattr(data.config, layers)
-    assert found["MultiHeadAttention"] == (2 if graph == "decoder_model" else 1) * count
-    assert found["Attention"] == found["LayerNormalization"] * (name == "t5") == 0
-    assert found[norm] >= 2 * count
+    assert found["MultiHeadAttention"] == in_place * count
+    assert found["Attention"] == whole * count
+    assert found["FastGelu"] == count * (name == "gpt")
+    nodes = onnx.load(tmp_path / f"{graph}.onnx", load_external_data=False).graph.node
+    for node in nodes:  # no head is a dimension of its own
+        if node.op_type == "Attention":
+            assert {"q_num_heads", "kv_num_heads"} <= {a.name for a in node.attribute}
 
 
 def test_tokens_are_those_of_the_other_profile_while_the_buffers_grow(
