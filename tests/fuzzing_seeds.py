@@ -57,7 +57,7 @@ def locks() -> list[Files]:
     from cambrian.hub.lock import PinnedFile
 
     files = {"config.json": PinnedFile(3, "a" * 64), "model.safetensors": PinnedFile(9, "b" * 64)}
-    pins = {"a": Pin("b/c", "1" * 40, files, "mit"), "hf://d/e": Pin("d/e", "2" * 40, files)}
+    pins = {"a": Pin("b/c", "1" * 40, files, "mit", "v1"), "hf://d/e": Pin("d/e", "2" * 40, files)}
     return [{"cambrian.lock": Lock(pins).text().encode()}]
 
 

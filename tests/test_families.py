@@ -104,7 +104,7 @@ def test_a_classifier_in_int8_is_as_good(classifier: Path, tmp_path: Path) -> No
     assert quality["model"]["accuracy"] == 1.0 and quality["export"]["accuracy"] >= 0.95
     graph = onnx.load(out / "model.onnx", load_external_data=False).graph
     kinds = {node.op_type for node in graph.node}
-    assert {"DynamicQuantizeMatMul", "MultiHeadAttention"} <= kinds and "MatMul" not in kinds
+    assert {"DynamicQuantizeMatMul", "Attention"} <= kinds and "MatMul" not in kinds
     texts = [f"film {n} was {word} and long" for n in range(9) for word in ("good", "dull")]
     together = cambrian.run(out, texts)
     for text, row in zip(texts, together, strict=True):  # one scale for a call's activations

@@ -21,6 +21,7 @@ from cambrian.registry import Registry, load_registry
 from cambrian.torch_files import CONVERTED, conversions, is_intact
 
 DAY = 86_400.0  # seconds
+LOCKED = " (lock)"
 RUNNING = "it is being downloaded now"
 
 
@@ -49,7 +50,7 @@ class Cache:
             tuple(disk.parts(root)),
             disk.records(),
             tuple(conversions()),
-            (*disk.dangling(root), *half_written()),
+            (*disk.dangling(root), *half_written(root)),
             tuple(beside),
         )
 
@@ -104,9 +105,10 @@ class Cache:
         return [file for path in self.others for file in files_below(path)]
 
 
-def half_written() -> list[Path]:
-    """Temporary files beside records and converted weights that nobody wrote to for a day."""
+def half_written(root: Path) -> list[Path]:
+    """Temporary files beside records, converted weights and refs that nobody wrote to for a day."""
     found = [p for n in (VERIFIED, CONVERTED) for p in cache_folder(n).glob(f".*{PARTIAL}*")]
+    found += root.glob(f"models--*--*/refs/**/.*{PARTIAL}*")
     return [path for path in sorted(found) if time.time() - disk.modified(path) > DAY]
 
 
@@ -136,7 +138,7 @@ def named(commits: Sequence[Held]) -> dict[Location, list[str]]:
                 commit = layouts[where.repo].commit(where.revision) or ""
                 names.get(Location(where.repo, commit), []).append(entry.name)
     for name, pin in Lock.read(Path.cwd() / LOCK).models.items():
-        names.get(pin.location, []).append(f"{name} (lock)")
+        names.get(pin.location, []).append(name + LOCKED)
     return names
 
 
@@ -152,8 +154,11 @@ class Damage:
 def check(cache: Cache, report: hub.Report) -> list[Damage]:
     """Hash the kept commits and the converted weights; asks no network."""
     found: list[Damage] = []
+    names = named(cache.commits)
     for held, name, why in disk.check(cache.commits, report):
-        remedy = f"cambrian pull {held.location} --verify"
+        # A name knows its architecture, which config.json may not tell.
+        target = next(iter(names[held.location]), str(held.location)).removesuffix(LOCKED)
+        remedy = f"cambrian pull {target} --verify"
         found.append(Damage(f"{held.location}: {name}", why, remedy))
     for file in cache.converted:
         if not is_intact(file, file.stem):
@@ -164,26 +169,34 @@ def check(cache: Cache, report: hub.Report) -> list[Damage]:
 @dataclass(frozen=True)
 class Removal:
     """Something that can go: `what` it is, its name, the bytes that this frees. `paths` go in their
-    order, if nobody holds the `lock`."""
+    order, if nobody holds the `lock`, for a commit those of its repository."""
 
     what: str
     name: str
     bytes: int
     paths: tuple[Path, ...]
     lock: Path | None = None
-    layout: Layout | None = None
+    held: Held | None = None
 
-    def carry_out(self) -> bool:
-        """Delete it; False if a download holds it. OSError passes."""
-        with disk.held_lock(self.lock) as free:
-            for path in self.paths if free else ():
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-        if self.layout is not None:
-            self.layout.tidy()
-        return free
+    def carry_out(self) -> Removal | None:
+        """Delete it, and tell what went; None if a download holds it. OSError passes."""
+        if self.held is None:
+            with disk.held_lock(self.lock) as free:
+                return self._delete() if free else None
+        layout = self.held.layout
+        with disk.held_repository(layout) as free:
+            # What was pulled since may need some of it.
+            done = drop_alone(layout, self.held.commit)._delete() if free else None
+        layout.tidy()
+        return done
+
+    def _delete(self) -> Removal:
+        for path in self.paths:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        return self
 
 
 @dataclass(frozen=True)
@@ -217,6 +230,7 @@ def plan(targets: Sequence[str] = (), *, everything: bool = False) -> Plan:
     for file, record in chosen.records.items():
         if file not in gone and (everything or disk.useless(file, record, cache.root)):
             removals.append(removal("record", file))
+            gone.add(file)
     known = sources(cache, gone)
     for file in chosen.converted:
         if everything or file.stem not in known:
@@ -260,8 +274,10 @@ def drop_commits(chosen: Sequence[Held]) -> tuple[list[Removal], list[tuple[str,
     stays: list[tuple[str, str]] = []
     for layout in dict.fromkeys(held.layout for held in chosen):
         mine = [held for held in chosen if held.layout == layout]
-        if disk.busy(layout):
-            stays += [(str(held.location), "its repository is being downloaded") for held in mine]
+        with disk.held_repository(layout) as free:
+            pass  # whether it is so still, the removal asks
+        if not free:
+            stays += [(str(held.location), RUNNING) for held in mine]
             continue
         alone = [held for held in mine if not held.strangers]
         stays += [
@@ -283,6 +299,13 @@ def needed_blobs(layout: Layout, doomed: set[str]) -> set[Path]:
     return {path for commit in snapshots for path in disk.contents(layout, commit).values()}
 
 
+def drop_alone(layout: Layout, commit: str) -> Removal:
+    """The removal of a commit as it now is, with what no other commit needs."""
+    held = disk.look_into(layout, commit)
+    needed = set(held.files.values()) if held.strangers else needed_blobs(layout, {commit})
+    return drop(held, set(held.files.values()) - needed)
+
+
 def drop(held: Held, blobs: set[Path]) -> Removal:
     """The removal of a commit: our ref and record; and where no other program is in it, all refs on
     it, its folder, and the contents that nothing else needs."""
@@ -291,6 +314,8 @@ def drop(held: Held, blobs: set[Path]) -> Removal:
     if not held.strangers:
         refs, folder = (*refs, *held.refs), (layout.snapshot(held.commit),)
     own = [path for path in blobs if path.parent == layout.folder / "blobs"]
+    if folder:  # a ref that a killed process left half-written
+        own += layout.folder.glob(f"refs/**/.*{PARTIAL}*")
     # A link leads to the client's store of shared contents, which the client itself sweeps.
     size = disk.bytes_of(path for path in blobs if not path.is_symlink())
     paths = (
@@ -299,7 +324,7 @@ def drop(held: Held, blobs: set[Path]) -> Removal:
         *folder,
         *own,
     )
-    return Removal("commit", str(held.location), size, paths, layout=layout)
+    return Removal("commit", str(held.location), size, paths, held=held)
 
 
 def prune(planned: Plan, say: Callable[[Removal], None]) -> Plan:
@@ -308,13 +333,13 @@ def prune(planned: Plan, say: Callable[[Removal], None]) -> Plan:
     stays, failed = list(planned.stays), list(planned.failed)
     for each in planned.removals:
         try:
-            free = each.carry_out()
+            went = each.carry_out()
         except OSError as error:
             failed.append((each.name, error.strerror or str(error)))
             continue
-        if free:
-            done.append(each)
-            say(each)
+        if went is not None:
+            done.append(went)
+            say(went)
         else:
             stays.append((each.name, RUNNING))
     return Plan(tuple(done), tuple(stays), tuple(failed))

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
+LONGEST_NAME = 80  # characters of a name that is of no use, in a message
 MARGIN = 1000  # parameters that a model may have beyond those that its weights explain
 ARCHITECTURES = "architectures"  # transformers' key of a model's class, which holds a list
 
@@ -134,12 +135,12 @@ def recognise(description: Mapping[str, Any], specs: Iterable[ModelSpec], file: 
     specs = list(specs)
     mark = description.get("cambrian")
     if isinstance(mark, Mapping):
-        name = str(cast(Mapping[str, Any], mark).get("architecture"))
+        name = str(cast(Mapping[str, Any], mark).get("architecture"))[:LONGEST_NAME]
         for spec in specs:
             if spec.name == name:
                 return spec
         raise NotFound(
-            f"{file} needs the architecture '{name}', which no plugin provides."
+            f"{file} needs the architecture {name!r}, which no plugin provides."
             f"{nearest(name, [spec.name for spec in specs])} See `cambrian plugins`."
         )
     for spec in specs:
@@ -154,7 +155,9 @@ def recognise(description: Mapping[str, Any], specs: Iterable[ModelSpec], file: 
     keys = ("model_type", *sorted({spec.class_key for spec in specs}))
     key = next((key for key in keys if key in description), "model_type")
     raise NotFound(
-        f"{file} has {key} {description.get(key)!r}, which no plugin provides. See `cambrian list`."
+        f"{file} has {key} {repr(description.get(key))[:LONGEST_NAME]}, which no plugin provides. "
+        "If it is one of `cambrian list` all the same, say so in cambrian.toml: [models.NAME] with "
+        'architecture = "..." and weights = "hf://owner/repo".'
     )
 
 

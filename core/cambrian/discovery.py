@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from cambrian.errors import BrokenFile
+from cambrian.files import own_folder
 
 GROUP = "cambrian"
 OWN = "cambrian"  # the distribution that the built-ins come with
@@ -36,7 +37,7 @@ class Candidate(NamedTuple):
 
 def config_folder() -> Path:
     """Where the user's files live: $XDG_CONFIG_HOME/cambrian or ~/.config/cambrian."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "cambrian"
+    return own_folder("XDG_CONFIG_HOME", ".config")
 
 
 def normal(name: str) -> str:

@@ -16,13 +16,24 @@ from typing import Any
 from cambrian.errors import BrokenFile, CambrianError, UsageError
 
 PARTIAL = ".partial-"
+JSON_LIMIT = 16 << 20  # bytes
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # one half of a character, as JSON writes it
 
 
 def cache_folder(name: str) -> Path:
     """Where what can be made again is kept: `$XDG_CACHE_HOME/cambrian/NAME`, else in ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root, "cambrian", name)
+    return own_folder("XDG_CACHE_HOME", ".cache") / name
+
+
+def own_folder(variable: str, usual: str) -> Path:
+    """The folder "cambrian" where `variable` says, else in `usual` of the user's home; UsageError
+    if he has none."""
+    try:
+        return Path(os.environ.get(variable) or Path.home() / usual).expanduser() / "cambrian"
+    except RuntimeError as error:
+        raise UsageError(
+            f"There is no home folder to keep anything in; set HOME, or {variable}."
+        ) from error
 
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
@@ -51,7 +62,7 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: Path, limit: int = 16 << 20) -> dict[str, Any]:
+def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """Read a JSON object of at most `limit` bytes; BrokenFile if it is anything else."""
     try:
         if (size := path.stat().st_size) > limit:

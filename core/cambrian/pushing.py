@@ -7,8 +7,9 @@ stays, and the plan says why. Links are not followed.
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -26,11 +27,12 @@ from cambrian.checkpoint import (
 )
 from cambrian.errors import BrokenFile, UsageError
 from cambrian.files import read_json
+from cambrian.hub.listing import BESIDE, INDEX
 from cambrian.hub.location import Location, parse_uri
 from cambrian.hub.push import Order, Pushed, Upload
 from cambrian.hub.push import push as send
 from cambrian.registry import Registry, load_registry, model_folder
-from cambrian.run_record import RunRecord, model_index
+from cambrian.run_record import RunRecord, model_index, without_folders
 from cambrian.torch_files import torch_name
 from cambrian.weight_files import header
 
@@ -38,17 +40,24 @@ TRAIN = "train"
 PREVIEW = "preview.png"
 CURVE = "loss.svg"
 CARD_LIMIT = 1 << 20  # bytes
+TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
+TEXTS = (".json", ".jsonl", ".md", ".svg", ".toml", ".txt")
 STATE_FILES = ("run.json", "recipe.toml", "data.json", "metrics.jsonl", CURVE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What would be pushed: the files, why others stay (by name), and what to know besides."""
+    """What would be pushed: the files, why others stay (by name), and what to know besides.
+
+    `replaced` are names by which a repository tells what the model is; they go if they are not
+    among the files, since the model of before would be taken for this one.
+    """
 
     location: Location
     files: tuple[Upload, ...]
     left: Mapping[str, str]
     notes: tuple[str, ...]
+    replaced: frozenset[str] = frozenset()
 
 
 def plan(
@@ -62,7 +71,7 @@ def plan(
     """Check a checkpoint or an exported folder, and say what of it would go to hf://owner/repo.
 
     Asks no network. Raises UsageError for a folder that Cambrian did not make, a link among its
-    files and a wrong address; BrokenFile for one that is damaged.
+    files, a token in one and a wrong address; BrokenFile for one that is damaged.
     """
     location = parse_uri(address)
     if revision is not None:
@@ -78,7 +87,34 @@ def plan(
         packing.take_training_state()
     left = dict(leftovers(folder, packing.files.keys()))
     files = tuple(packing.files[name] for name in sorted(packing.files))
-    return Plan(location=location, files=files, left=left, notes=tuple(packing.notes))
+    refuse_tokens(files)
+    return Plan(
+        location=location,
+        files=files,
+        left=left,
+        notes=tuple(packing.notes),
+        replaced=telling_names(registry),
+    )
+
+
+def telling_names(registry: Registry) -> frozenset[str]:
+    """The names by which a repository tells which model it holds, whatever the architecture."""
+    ours = {spec.weights_file for spec in registry.models.values()}
+    weights = ours | {torch_name(name) for name in ours}
+    return frozenset({*BESIDE, *weights, *(name + INDEX for name in weights)})
+
+
+def refuse_tokens(files: Iterable[Upload]) -> None:
+    """UsageError for a text among the files in which a token of the Hub stands."""
+    for file in files:
+        if PurePosixPath(file.name).suffix not in TEXTS:
+            continue
+        text = file.source if isinstance(file.source, bytes) else file.source.read_bytes()
+        if TOKEN.search(text):
+            raise UsageError(
+                f"{file.name} holds what looks like a token of the Hub (hf_...); take it out. If "
+                "it has been anywhere public, revoke it."
+            )
 
 
 def push(
@@ -93,6 +129,7 @@ def push(
     order = Order(
         location=planned.location,
         message=f"Push with Cambrian {cambrian.__version__}" if message is None else message,
+        replaced=planned.replaced,
         private=private,
         pull_request=pull_request,
     )
@@ -124,6 +161,18 @@ class Packing:
         """Add a file of the folder; UsageError for a link or a hidden name."""
         path = require_plain(self.folder, source or name)
         self.files[name] = Upload(name, path, path.stat().st_size)
+        if name == MANIFEST or (name in BESIDE and name.endswith(CONFIG)):
+            local: list[str] = []
+            without_folders(read_json(path), local)
+            self.note_private(name, [place for place in local if "/" in place[1:]])
+
+    def note_private(self, name: str, places: Sequence[str]) -> None:
+        """Say that a file names what may be nobody else's business, if it does."""
+        if places:
+            self.notes.append(
+                f"{name} names paths of this machine or addresses with a key, {places[0]} for one, "
+                "for all to read"
+            )
 
     def take_artifact(self) -> None:
         """An exported folder: every file against its hash in the manifest."""
@@ -277,10 +326,7 @@ class Packing:
             self.take(path.relative_to(self.folder).as_posix())
             if path.suffix == ".safetensors":
                 header(path)
-        if record.local:
-            self.notes.append(
-                f"{TRAIN}/ names paths of this machine, {record.local[0]} for one, for all to read"
-            )
+        self.note_private(f"{TRAIN}/", record.local)
 
 
 def processor_files(checkpoint: Checkpoint) -> set[str]:

@@ -6,12 +6,14 @@ Paths are cut to their last part: where a file lay on somebody's disk is nobody 
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import msgspec
 import tomli_w
 
 from cambrian.errors import BrokenFile
@@ -20,7 +22,9 @@ from cambrian.registry import Registry
 from cambrian.specs import Entry
 from cambrian.toml import parse_toml
 
+T = TypeVar("T")
 HUB = "hf://"
+PATH_END = re.compile("[?#]")  # of an address: what follows may be a key
 PASSING = "cache_hit"  # of a data summary: true of the machine, not of the data
 
 
@@ -51,12 +55,15 @@ class RunRecord:
         if not (train / "run.json").is_file() or not (train / "recipe.toml").is_file():
             return None
         record = read_json(train / "run.json")
+        file = train / "recipe.toml"
         try:
-            recipe = parse_toml((train / "recipe.toml").read_text("utf-8"))
+            recipe = parse_toml(file.read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise BrokenFile(f"{train / 'recipe.toml'} cannot be read ({error}).") from error
+            raise BrokenFile(f"{file} cannot be read ({error}).") from error
+        planned = require(recipe, _Recipe, file).train.steps
         file = train / "data.json"
         data = read_json(file) if file.is_file() else {}
+        require(data, _Data, file)
         data.pop(PASSING, None)
         local: list[str] = []
         shown = cast(dict[str, Any], without_folders(recipe, local))
@@ -70,7 +77,7 @@ class RunRecord:
             metrics=metrics,
             settings=tomli_w.dumps(shown),
             steps=steps,
-            planned=int(recipe.get("train", {}).get("steps", 0)),
+            planned=planned,
             local=tuple(dict.fromkeys(local)),
         )
 
@@ -93,17 +100,64 @@ class RunRecord:
         return ""
 
 
+class _Train(msgspec.Struct):
+    steps: int = 0
+
+
+class _Recipe(msgspec.Struct):
+    train: _Train = msgspec.field(default_factory=_Train)
+
+
+class _Data(msgspec.Struct):
+    sources: list[Any] = []
+    validation_sources: list[Any] = []
+
+
+class _State(msgspec.Struct):
+    step: int = 0
+    best: Any = None
+    best_step: int | None = None
+    circumstances: dict[str, Any] = {}
+
+
+class _Step(msgspec.Struct):
+    step: int
+
+
+def require(value: object, kind: type[T], file: Path) -> T:
+    """What is read of a record, with the types that it must have; BrokenFile for others."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise BrokenFile(f"{file} is not as a run writes it: {error}.") from error
+
+
 def without_folders(value: Any, cut: list[str]) -> Any:
-    """The value with every absolute path in it cut to its last part; `cut` gets the whole ones."""
+    """The value with every absolute path in it cut to its last part, and every web address to what
+    has no key in it; `cut` gets the whole paths, and the addresses that are left."""
     if isinstance(value, Mapping):
         items = cast(Mapping[str, Any], value).items()
-        return {key: without_folders(item, cut) for key, item in items}
+        return {private(key, cut): without_folders(item, cut) for key, item in items}
     if isinstance(value, list):
         return [without_folders(item, cut) for item in cast(Sequence[Any], value)]
-    if isinstance(value, str) and (PurePath(value).is_absolute() or value.startswith("~")):
-        cut.append(value)
-        return PurePath(value).name or value
-    return value
+    return private(value, cut) if isinstance(value, str) else value
+
+
+def private(text: str, cut: list[str]) -> str:
+    """The same for one text, if it is a path or an address."""
+    scheme, mark, rest = text.partition("://")
+    if mark and scheme.isalnum() and scheme.lower() != "file":
+        host, slash, path = rest.partition("/")
+        path = PATH_END.split(path)[0]
+        shown = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+        if shown != text:
+            cut.append(shown)
+        return shown
+    path = rest if mark and scheme.lower() == "file" else text
+    if PurePath(path).is_absolute() or path.startswith("~"):
+        cut.append(text)
+        return PurePath(path).name or text
+    return text
 
 
 def figures(train: Path) -> tuple[dict[str, Any], int]:
@@ -112,17 +166,18 @@ def figures(train: Path) -> tuple[dict[str, Any], int]:
     Published is the best by held-out loss: of its step are the held-out figures, the training's own
     are the last.
     """
-    from cambrian.training.log import read_metrics
+    from cambrian.training.log import METRICS, read_metrics
     from cambrian.training.state import STATE, saved_states
 
     states = saved_states(train)
-    state = read_json(states[-1] / STATE) if states else {}
-    steps, best = int(state.get("step", 0)), int(state.get("best_step") or 0)
-    published = best if state.get("best") is not None else steps
+    file = (states[-1] if states else train) / STATE
+    known = require(read_json(file) if states else {}, _State, file)
+    steps = known.step
+    published = steps if known.best is None else known.best_step or 0
     last: dict[str, Any] = {}
     held_out: dict[str, Any] = {}
     for record in read_metrics(train):
-        if record["step"] > steps:
+        if require(record, _Step, train / METRICS).step > steps:
             continue
         measured = {key: item for key, item in record.items() if key.startswith("validation_")}
         last |= {key: item for key, item in record.items() if key not in measured}
@@ -130,7 +185,7 @@ def figures(train: Path) -> tuple[dict[str, Any], int]:
             held_out |= measured
     last.pop("step", None)
     found = {"step": published, **held_out, "steps_trained": steps, **last}
-    return {**found, **state.get("circumstances", {})}, steps
+    return {**found, **known.circumstances}, steps
 
 
 def model_index(name: str, task: str, record: RunRecord) -> dict[str, Any]:

@@ -11,15 +11,17 @@ import hashlib
 import io
 import mmap
 import os
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from struct import Struct
 from struct import error as StructError
 from typing import Any, BinaryIO, NamedTuple, NoReturn, cast
 
 from cambrian.errors import BrokenFile, listed
-from cambrian.files import cache_folder, disk_failure, sha256, write_with
+from cambrian.files import cache_folder, disk_failure, read_json, sha256, write_json, write_with
 from cambrian.torch_pickle import MAGIC, Refused, Storage, TensorView, read_pickle
 from cambrian.weight_files import (
     DTYPES,
@@ -30,6 +32,8 @@ from cambrian.weight_files import (
 )
 
 CONVERTED = "converted"
+NOTES = "verified.json"
+TICK = 20_000_000  # ns; a kernel that counts 100 ticks a second has 10 ms
 LARGEST_PICKLE = 64 << 20  # bytes
 LARGEST_DIRECTORY = 16 << 20  # bytes of a zip archive's list of entries
 REPEATS = 8  # how often the file's size the tensors may be together: tied ones are written apart
@@ -65,11 +69,14 @@ def converted(file: Path) -> Path:
     """The same tensors as a safetensors file, which is kept in
     `$XDG_CACHE_HOME/cambrian/converted` under the sha256 of `file`; a damaged one is made anew.
 
+    Neither is hashed again while both have the inode, size and time that are noted beside it.
     BrokenFile for a file that is not whole or holds anything but tensors by name, CambrianError
     if the cache cannot be written.
     """
     try:
         before = _state(file)
+        if (known := _noted(before)) is not None:
+            return known
         digest = sha256(file)
         target = cache_folder(CONVERTED) / f"{digest}.safetensors"
         if not is_intact(target, digest):
@@ -79,6 +86,7 @@ def converted(file: Path) -> Path:
             raise BrokenFile(f"{file} changed while it was read; try again when it is complete.")
     except OSError as error:
         raise BrokenFile(f"Cannot read {file}: {error.strerror}.") from error
+    _note(before, target)
     return target
 
 
@@ -87,9 +95,38 @@ def conversions() -> list[Path]:
     return sorted(cache_folder(CONVERTED).glob("*.safetensors"))
 
 
-def _state(file: Path) -> tuple[int, int, int]:
+def _state(file: Path) -> list[int]:
     found = file.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
+
+
+def _notes() -> dict[str, Any]:
+    """For each converted file, by name: the states of its source and of itself when hashed."""
+    with suppress(BrokenFile):
+        return read_json(cache_folder(CONVERTED) / NOTES)
+    return {}
+
+
+def _noted(source: list[int]) -> Path | None:
+    """The file that was converted from a source in this state, if it has not changed since."""
+    notes = _notes()
+    for target in conversions():
+        with suppress(OSError):  # it has just gone
+            if notes.get(target.name) == [source, _state(target)]:
+                return target
+    return None
+
+
+def _note(source: list[int], target: Path) -> None:
+    """Remember both as they are. Not if they are too new: what is written within one tick of the
+    disk's clock has the same time. A note that is lost costs a hash."""
+    with suppress(OSError):
+        states = [source, _state(target)]
+        if time.time_ns() - max(state[-1] for state in states) < TICK:
+            return
+        there = {file.name for file in conversions()}
+        notes = {name: note for name, note in _notes().items() if name in there}
+        write_json(cache_folder(CONVERTED) / NOTES, {**notes, target.name: states})
 
 
 def is_intact(target: Path, digest: str) -> bool:

@@ -104,6 +104,14 @@ def test_folders_from_elsewhere_are_recognised(folder: Path) -> None:
     rewrite(folder, model_type="mamba")
     with pytest.raises(NotFound, match="model_type 'mamba', which no plugin provides"):
         opened(folder)
+    rewrite(folder, model_type="\n" * 1_000_000)
+    with pytest.raises(NotFound, match="which no plugin provides") as caught:
+        opened(folder)
+    assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
+    rewrite(folder, cambrian={"architecture": "\n" * 1_000_000})
+    with pytest.raises(NotFound, match="which no plugin provides") as caught:
+        opened(folder)
+    assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
 
 
 def test_own_mark_of_a_missing_plugin_is_named() -> None:

@@ -19,47 +19,22 @@ import pytest
 from huggingface_hub import constants, scan_cache_dir, snapshot_download
 
 from cambrian.errors import BrokenFile, CambrianError, UsageError
-from cambrian.hub import Location, Lock, Snapshot, Wish, client, fetch, pin, plan
+from cambrian.hub import Location, Lock, Wish, client, fetch, pin, plan
 from cambrian.hub.layout import Layout
-from cambrian.testing.hub import Fault, LoopbackHub, Repository, User
+from cambrian.testing.hub import Fault, LoopbackHub, Repository
+from loopback import BLOB, LIST, MAIN, NEEDED, SHA256, SIZE, WEIGHTS, contents, point_at
 
-SIZE = 300_000
-WEIGHTS = random.Random(0).randbytes(SIZE)
-SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
-NEEDED: dict[str, bytes | Path | None] = {
-    "config.json": b'{"model_type": "tiny"}\n',
-    "tokenizer.json": b"{}\n",
-    "vocab.txt": b"a\nb\n",
-    "model.safetensors": WEIGHTS,
-}
 OTHERS = dict.fromkeys(
     (".gitattributes", "pytorch_model.bin", "tf_model.h5", "onnx/model.onnx", "onnx/config.json",
      "model.fp16.safetensors", "pytorch_model.bin.index.json", "a.py"), b"not needed"
 )  # fmt: skip
-BLOB = r"GET cdn .*model\.safetensors"
-LIST = "GET hub /api/models/"
-MAIN = Location("acme/tiny")
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
     """A Hub, and this process's client pointed at it, with a cache and records of the test's."""
     with LoopbackHub() as running:
-        for name, value in {
-            "ENDPOINT": running.endpoint,
-            "HF_HUB_CACHE": str(tmp_path / "home" / "hub"),
-            "HF_TOKEN_PATH": str(tmp_path / "no-token"),
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_DISABLE_TELEMETRY": True,
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        monkeypatch.setattr(client, "WAITS", [0.01] * 3)
-        running.users = {"hf_bob": User("bob", accepted={"acme/tiny"}), "hf_eve": User("eve")}
+        point_at(running, monkeypatch, tmp_path)
         yield running
 
 
@@ -69,10 +44,6 @@ def repo(hub: LoopbackHub) -> Repository:
     made = hub.create("acme/tiny", license="mit")
     made.commit({**NEEDED, **OTHERS})
     return made
-
-
-def contents(snapshot: Snapshot) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in snapshot.folder.iterdir()}
 
 
 def blob() -> Path:

@@ -21,6 +21,9 @@ import pytest
 
 from cambrian import load_registry
 from cambrian.checkpoint import save_description, save_weights
+from cambrian.discovery import config_folder
+from cambrian.errors import UsageError
+from cambrian.files import cache_folder
 from cambrian.testing import built, prepared
 from cambrian.testing.hub import Fault, LoopbackHub, User
 
@@ -83,6 +86,15 @@ def until(true: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
+def made_in(folder: Path) -> Path:
+    """A model of ours."""
+    spec = load_registry().models["gpt"]
+    data, _ = prepared(spec)
+    save_description(folder, spec, data.config, data.processor, "0")
+    save_weights(folder, spec, data.config, built(spec, data.config))
+    return folder
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     with LoopbackHub() as hub:
@@ -120,10 +132,7 @@ def test_a_pull_that_is_interrupted_ends_at_once_and_goes_on(world: World) -> No
 
 
 def test_a_push_that_is_interrupted_sends_nothing_twice(world: World) -> None:
-    spec, model = load_registry().models["gpt"], world.folder / "model"
-    data, _ = prepared(spec)
-    save_description(model, spec, data.config, data.processor, "0")
-    save_weights(model, spec, data.config, built(spec, data.config))
+    model = made_in(world.folder / "model")
     words = ("push", str(model), "hf://alice/mine")
     world.hub.fault("PUT cdn", Fault(delay=60))
     child = world.start(*words)
@@ -167,6 +176,78 @@ def test_a_write_that_fails_leaves_a_part_and_no_whole(world: World) -> None:
     assert world.run("pull", URI) == (0, [])
     assert world.hub.matching(BLOB)[-1].headers["range"] == f"bytes={limit}-"
     assert [path.read_bytes() for path in world.kept("model.safetensors")] == [WEIGHTS]
+
+
+def read_only(folder: Path) -> tuple[str, ...]:
+    """What to begin a command with that shall not write there, not even as root."""
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    alone = ("unshare", "--user", "--mount", "--map-root-user", "sh", "-c", mount, str(folder))
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], check=False).returncode:
+        pytest.skip("this system lets nobody mount a disk of his own (unshare)")
+    return alone
+
+
+def test_a_cache_that_can_only_be_read_serves(world: World) -> None:
+    shared = world.folder / "home"
+    code = f"from huggingface_hub import snapshot_download as s; s('{URI[5:]}')"
+    subprocess.run([sys.executable, "-c", code], env=world.environment, check=True)
+    world.hub.clear()
+    pinned = f"{URI}@{world.hub.repository('acme/tiny').head}"
+    alone = read_only(shared)
+    for address in (URI, pinned):
+        assert world.run("pull", address, wrap=alone) == (0, [])
+    world.hub.clear()
+    assert world.run("pull", pinned, wrap=alone) == (0, [])
+    assert world.hub.requests == []
+    assert not list(shared.rglob("cambrian-*"))
+    world.hub.repository("acme/tiny").commit({"model.safetensors": b"new"})
+    code, lines = world.run("pull", URI, wrap=alone)
+    assert code == 1 and len(lines) == 1 and "Read-only file system" in lines[0]
+    [blob] = {path.resolve() for path in world.kept("model.safetensors")}
+    with blob.open("r+b") as file:
+        file.write(b"??")
+    code, lines = world.run("pull", pinned, wrap=alone)
+    assert code == 1 and "is damaged in the cache" in lines[0], lines
+    assert lines[1].startswith("error: Cannot write") and len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("HF_TOKEN", "hf_\u00e9", "The token holds characters that none has"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "abc", "HF_HUB_DOWNLOAD_TIMEOUT and"),
+        ("ALL_PROXY", "foo://x", "names a proxy that cannot be one"),
+        ("HF_ENDPOINT", "localhost:9", "HF_ENDPOINT is 'localhost:9', which is no address"),
+        ("HF_ENDPOINT", "https://", "HF_ENDPOINT is 'https:', which is no address"),
+        ("HF_ENDPOINT", "http://a:b", "HF_ENDPOINT is 'http://a:b', which is no address"),
+    ],
+)
+def test_an_environment_that_cannot_be(world: World, name: str, value: str, said: str) -> None:
+    model = made_in(world.folder / "model")
+    for words in (("pull", URI), ("push", str(model), "hf://alice/mine")):
+        code, lines = world.run(*words, **{name: value})
+        lines = [line for line in lines if not line.startswith("note: ")]  # of the card
+        assert code == 2 and len(lines) == 1 and said in lines[0], lines
+    assert world.hub.requests == []
+
+
+def test_without_a_home_it_is_said_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    for variable, folder in (("XDG_CACHE_HOME", cache_folder), ("XDG_CONFIG_HOME", own_config)):
+        monkeypatch.delenv(variable, raising=False)
+        with pytest.raises(UsageError, match=f"no home folder .*; set HOME, or {variable}"):
+            folder("")
+        monkeypatch.setenv(variable, str(tmp_path))
+        assert folder("").is_relative_to(tmp_path)
+
+
+def own_config(name: str) -> Path:
+    return config_folder() / name
 
 
 def no_links() -> None:

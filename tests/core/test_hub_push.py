@@ -17,7 +17,6 @@ import yaml
 
 import cambrian
 from cambrian import pushing
-from cambrian.card import header, is_sealed
 from cambrian.errors import BrokenFile, CambrianError, UsageError
 from cambrian.hub.push import Pushed
 from cambrian.testing.hub import Fault, LoopbackHub, User
@@ -129,52 +128,6 @@ def test_what_is_pushed_comes_back_byte_by_byte(
     again = push(made.model, license="MIT")
     assert not again.changed and again.location == pushed.location and writes(hub) == []
     assert not hub.repository("alice/sums").private
-
-
-def test_the_card_says_what_the_run_recorded(made: Made) -> None:
-    plan = pushing.plan(made.model, "hf://alice/sums", license="Apache-2.0")
-    [source] = [file.source for file in plan.files if file.name == "README.md"]
-    assert isinstance(source, bytes)
-    card = source.decode()
-    assert is_sealed(card) and is_sealed((made.model / "README.md").read_text())
-    head = front(card)
-    assert head["license"] == "apache-2.0" and head["pipeline_tag"] == "text-generation"
-    assert head["library_name"] == "cambrian" and head["tags"] == ["gpt"]
-    data = json.loads((made.model / "train/data.json").read_text())
-    log = [json.loads(x) for x in (made.model / "train/metrics.jsonl").read_text().splitlines()]
-    best = min((r for r in log if "validation_loss" in r), key=lambda r: r["validation_loss"])
-    [result] = head["model-index"][0]["results"]
-    loss = {m["type"]: m["value"] for m in result["metrics"]}["loss"]
-    assert loss == pytest.approx(best["validation_loss"], rel=1e-5)
-    assert f"| step | {best['step']} |" in card and "| steps trained | 6 |" in card
-    assert f"| content sha256 | {data['content_sha256']} |" in card
-    assert "cambrian train gpt --config recipe.toml" in card and "n_embd = 16" in card
-    assert "cambrian run hf://alice/sums" in card and "![loss.svg](loss.svg)" in card
-    assert str(made.model.parent) not in card, "a path of this machine"
-    assert r"sums\|\<b\>\`x\`.txt" in card
-
-
-def test_names_are_those_of_the_hub() -> None:
-    head = front("\n".join(header("text2text-generation", [], "OpenRAIL++")))
-    assert (head["pipeline_tag"], head["license"]) == ("text-generation", "openrail++")
-    assert "pipeline_tag" not in front("\n".join(header("image-reconstruction", [])))
-
-
-def test_the_figures_are_of_the_weights_that_go_and_terms_are_inherited(model: Path) -> None:
-    train = model / "train"
-    state = json.loads((train / "step-00000006/state.json").read_text())
-    (train / "step-00000006/state.json").write_text(json.dumps({**state, "best_step": 2}))
-    run = json.loads((train / "run.json").read_text())
-    (train / "run.json").write_text(json.dumps({**run, "base": "gpt2"}))
-    plan = pushing.plan(model, "hf://alice/sums")
-    [source] = [file.source for file in plan.files if file.name == "README.md"]
-    assert isinstance(source, bytes)
-    log = [json.loads(x) for x in (train / "metrics.jsonl").read_text().splitlines()]
-    loss = next(r["validation_loss"] for r in log if r["step"] == 2 and "validation_loss" in r)
-    card = source.decode()
-    assert f"| step | 2 |\n| validation loss | {loss:.5g} |" in card
-    assert front(card)["base_model"] == "openai-community/gpt2" and front(card)["license"] == "mit"
-    assert "cambrian train gpt --base gpt2 --config" in card
 
 
 def test_an_export_goes_with_its_receipt(hub: LoopbackHub, made: Made, tmp_path: Path) -> None:
@@ -391,3 +344,43 @@ def test_an_upload_that_is_sent_elsewhere_or_refused(hub: LoopbackHub, made: Mad
         push(made.model)
     assert "model.safetensors" not in hub.repository("alice/sums").files()
     assert push(made.model).changed
+
+
+def test_the_model_that_was_there_is_not_taken_for_the_new_one(
+    hub: LoopbackHub, made: Made, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    repository = hub.create("alice/sums")
+    repository.commit({"notes.md": b"mine", "pytorch_model.bin": b"older"})
+    assert push(made.artifact).deleted == ("pytorch_model.bin",)
+    (model / "generation_config.json").unlink()
+    pushed = push(model)
+    assert pushed.deleted == ("generation_config.json", "manifest.json")
+    assert "notes.md" in pushed.stays and "model.onnx" in pushed.stays
+    assert "model.safetensors" in cambrian.pull(str(pushed.location)).files
+    whole = model / "model.safetensors"
+    shutil.copy(whole, model / "model-00001-of-00001.safetensors")
+    from safetensors.numpy import load_file
+
+    shard = "model-00001-of-00001.safetensors"
+    index = {"weight_map": dict.fromkeys(load_file(whole), shard)}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    whole.unlink()
+    sharded = push(model)
+    assert sharded.deleted == ("model.safetensors",)
+    assert cambrian.pull(str(sharded.location)).files.keys() >= set(sharded.sent) - MODEL
+    assert not push(model).changed
+
+
+def test_a_repository_that_was_made_for_nothing_is_said(hub: LoopbackHub, made: Made) -> None:
+    said: list[str] = []
+    hub.create("alice/sums")
+    for address in ("hf://alice/none", "hf://alice/sums"):
+        with pytest.raises(CambrianError, match="does not exist"):
+            push(made.model, address, revision="refs/pr/1", report=said.append)
+    assert said == [] and writes(hub) == []
+    hub.fault("POST hub .*/commit", Fault(status=400), times=None)
+    with pytest.raises(CambrianError):
+        push(made.model, "hf://alice/new", report=said.append)
+    assert said[-1] == "hf://alice/new was made and is empty; push again, or delete it"

@@ -209,7 +209,8 @@ def test_a_lock_holds_what_is_named_and_keeps_it(world: World) -> None:
 def test_a_lock_follows_the_registry(world: World) -> None:
     declare(world.project, f"{URI}@{world.commit}")
     assert world.run("lock").code == 0
-    declare(world.project, URI, f'{{"config.json" = "{"a" * 64}"}}')
+    address = f"{URI}@{world.commit}"
+    declare(world.project, address, f'{{"config.json" = "{"a" * 64}"}}')
     assert "different contents of config.json" in world.run("lock", "--check").err
     declare(world.project, f"hf://alice/other@{world.commit}")
     assert f"pins 'mine' to {URI}@{world.commit}" in world.run("lock", "--check").err
@@ -263,4 +264,28 @@ def test_what_no_plugin_provides_is_known_by_its_description(world: World) -> No
     )
     done = world.run("pull", "hf://alice/strange")
     assert (done.code, "which no plugin provides" in done.err) == (2, True), done
+    assert 'say so in cambrian.toml: [models.NAME] with architecture = "..."' in done.err
     assert not world.hub.bytes_sent("safetensors")
+
+
+def test_a_cached_models_header_is_read_offline(world: World) -> None:
+    address = f"{URI}@{world.commit}"
+    online = json.loads(world.run("info", address, "--json").out)
+    assert world.run("pull", address).code == 0
+    world.hub.clear()
+    done = world.run("info", address, "--json", HF_HUB_OFFLINE="1")
+    assert (done.code, world.hub.requests) == (0, []), done.err
+    offline = json.loads(done.out)
+    assert [offline[k] for k in ("parameters", "dtypes", "config")] == [
+        online[k] for k in ("parameters", "dtypes", "config")
+    ]
+    assert world.run("info", address).code == 0 and not world.hub.bytes_sent("safetensors")
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_what_came_before_a_failure_is_told(world: World, more: tuple[str, ...]) -> None:
+    done = world.run("pull", URI, "hf://alice/none", "--json", *more)
+    assert done.code == 2 and "does not exist" in done.err
+    assert [model["name"] for model in json.loads(done.out)["models"]] == [URI]
+    done = world.run("pull", "hf://alice/none", "--json", *more)
+    assert (done.code, done.out) == (2, "")

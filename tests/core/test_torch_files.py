@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
@@ -321,7 +322,7 @@ def test_converted_once_and_again_if_it_is_damaged(tmp_path: Path, cache: Path) 
         made.write_bytes(damaged)
         converted(file)
         assert made.read_bytes() == whole
-    assert [path.name for path in cache.iterdir()] == [made.name]
+    assert {path.name for path in cache.iterdir()} - {"verified.json"} == {made.name}
     file.write_bytes(b"")
     with pytest.raises(BrokenFile, match="it is empty"):
         converted(file)
@@ -351,7 +352,38 @@ def test_processes_that_convert_at_once(tmp_path: Path, cache: Path) -> None:
     assert [process.returncode for process in running] == [0, 0, 0]
     assert outputs == {str(converted(file))}
     require_equal(file, torch.load(file, weights_only=True))
-    assert len(list(cache.iterdir())) == 1
+    assert len({path.name for path in cache.iterdir()} - {"verified.json"}) == 1
+
+
+def test_a_warm_start_hashes_nothing(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, other = saved({"a": torch.arange(9.0)}, tmp_path), tmp_path / "other.bin"
+    torch.save({"b": torch.arange(8.0)}, other)
+    made = {source: converted(source) for source in (file, other)}
+    for path in (*made, *made.values()):
+        os.utime(path, ns=(1, 1))
+    notes = cache / "verified.json"
+    notes.unlink(missing_ok=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_files, "TICK", 10**30)  # as if the clock stood since they were written
+        assert converted(file) == made[file] and not notes.exists()
+    assert {source: converted(source) for source in made} == made
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_files, "sha256", None)
+        patch.setattr(torch_files, "is_intact", None)
+        assert {source: converted(source) for source in made} == made
+    whole = made[file].read_bytes()
+    made[file].write_bytes(whole[:-1] + b"x")
+    assert converted(file).read_bytes() == whole
+    os.utime(made[file], ns=(2, 2))
+    made[other].unlink()
+    assert converted(file) == made[file]
+    assert list(json.loads(notes.read_text())) == [made[file].name], "the other one is gone"
+    notes.write_text("[")
+    assert converted(file) == made[file] and list(json.loads(notes.read_text()))
+    saved({"a": torch.arange(1.0, 10)}, tmp_path)
+    require_equal(file, {"a": torch.arange(1.0, 10)})
 
 
 def test_memory_is_that_of_one_tensor(tmp_path: Path) -> None:

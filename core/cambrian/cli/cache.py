@@ -79,7 +79,8 @@ def verify(names: Names = None, as_json: AsJson = False) -> None:
         text.as_json({"files": count, "damaged": [vars(damage) for damage in damages]})
     else:
         for damage in damages:
-            typer.echo(f"{text.printable(damage.what)}: {damage.why}; run: {damage.remedy}")
+            remedy = text.printable(damage.remedy)
+            typer.echo(f"{text.printable(damage.what)}: {damage.why}; run: {remedy}")
     if damages:
         raise CambrianError(f"{len(damages)} damaged or missing; {count} files were hashed.")
     if not as_json:
@@ -103,9 +104,10 @@ def prune(
     weights whose source is not in the cache, and what killed processes left. No commit goes.
     With names: their commits too. An address without a revision means all commits of it.
 
-    Contents that another commit needs stay, and so does what is being downloaded. A commit in which
-    another program has files is left to that program: it only loses Cambrian's protection from
-    `hf cache prune`. Whatever goes is fetched or made again when it is needed.
+    Contents that another commit needs stay, and so does what is being downloaded. A commit into
+    which another program fetched files first, or others, is left to that program: it only loses
+    Cambrian's protection from `hf cache prune`. Whatever goes is fetched or made again when it is
+    needed.
 
     \b
     Examples:
@@ -118,7 +120,7 @@ def prune(
     def say(removal: Removal) -> None:
         """A line for what went."""
         if not as_json:
-            typer.echo(f"{line(removal)}")
+            typer.echo(line(removal))
 
     done = caching.plan(names or (), everything=everything)
     if dry_run:
@@ -126,11 +128,16 @@ def prune(
             say(removal)
     else:
         done = caching.prune(done, say)
+    conclude(done, dry_run, as_json)
+
+
+def conclude(done: Plan, dry_run: bool, as_json: bool) -> None:
+    """Say what stays and how much is freed; CambrianError if something could not be deleted."""
     if as_json:
         text.as_json(pruned(done, dry_run))
     else:
         for name, why in done.stays:
-            typer.echo(f"stays: {text.printable(name)}: {why}", err=True)
+            typer.echo(f"stays: {text.printable(name)}: {text.printable(why)}", err=True)
         typer.echo(f"{done.bytes:,} bytes {'would be freed' if dry_run else 'freed'}")
     if done.failed:
         name, why = done.failed[0]

@@ -34,8 +34,9 @@ def lock(
     """Pin a project's models to commits and hashes, in cambrian.lock.
 
     It holds the size and sha256 of every file. From then on these models come as the lock has
-    them, for every command in this folder. No weights are fetched. What is locked already stays,
-    unless --upgrade. --check needs no network.
+    them, for every command in this folder. No weights are fetched. What is locked already stays
+    where it is, unless cambrian.toml says otherwise, or with --upgrade; what is declared no longer
+    is dropped. --check needs no network.
 
     \b
     Examples:
@@ -51,10 +52,10 @@ def lock(
     else:
         with Downloads() as downloads:
             before, after = pulling.lock(names or (), upgrade=upgrade, report=downloads.report)
-    changes = changed(before, after)
+    changes, dropped = changed(before, after), sorted(before.models.keys() - after.models.keys())
     if as_json:
         pins = {name: str(pin.location) for name, pin in sorted(after.models.items())}
-        text.as_json({"models": pins, "changed": changes})
+        text.as_json({"models": pins, "changed": changes, "dropped": dropped})
         return
     rows = [
         (name, str(pin.location), f"{sum(file.size for file in pin.files.values()):,}")
@@ -63,6 +64,8 @@ def lock(
     text.table(["MODEL", "ADDRESS", "BYTES"], rows)
     if not check:
         typer.echo(f"changed: {', '.join(changes) or 'nothing'}")
+    if dropped:
+        typer.echo(f"dropped, as declared nowhere any more: {', '.join(dropped)}")
 
 
 def changed(before: Lock, after: Lock) -> list[str]:

@@ -20,6 +20,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from cambrian.cli import text
 from cambrian.errors import listed
 
 QUIET_SECONDS = 5.0  # between two lines where there is no terminal
@@ -46,7 +47,7 @@ class Display:
     def say(self, line: str) -> None:
         """A line that stays."""
         if self.console.is_terminal:
-            self.bar.print(line)
+            self.bar.print(text.visible(line), markup=False)
         else:
             say(line)
 
@@ -59,7 +60,7 @@ class TrainingProgress(Display):
         self.bar = Progress(
             BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
@@ -98,7 +99,8 @@ class TrainingProgress(Display):
 
     def fetching(self, event: Mapping[str, Any]) -> None:
         """A file of the base that is on its way."""
-        done, total, line = event["done"], event["total"], f"fetching {event['file']}"
+        done, total = event["done"], event["total"]
+        line = text.visible(f"fetching {event['file']}")
         self.bar.update(self.task, completed=done, total=total, description=line)
         if not self.console.is_terminal and time.monotonic() - self.said >= QUIET_SECONDS:
             self.said = time.monotonic()
@@ -141,7 +143,7 @@ def describe(event: Mapping[str, Any]) -> str:
 
 def say(line: str) -> None:
     """A line about the work, on standard error."""
-    print(line, file=sys.stderr, flush=True)
+    print(text.visible(line), file=sys.stderr, flush=True)
 
 
 class Downloads(Display):

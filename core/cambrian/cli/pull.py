@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 from cambrian.cli import text
 from cambrian.cli.completion import complete_model
 from cambrian.errors import UsageError
-
-if TYPE_CHECKING:
-    from cambrian.hub import Plan, Snapshot
 
 
 def pull(
@@ -51,31 +49,31 @@ def pull(
       cambrian pull --locked
     """
     from cambrian import pulling
-    from cambrian.cli.progress import Downloads
 
     names = names or (pulling.locked_names() if locked else [])
     if not names:
         raise UsageError("Say what to pull: cambrian pull NAME (see `cambrian list`).")
     if revision is not None and len(names) > 1:
         raise UsageError("--revision is of one model; pull them one by one.")
+    where: dict[str, Any] = {"revision": revision, "locked": locked}
     results: list[dict[str, Any]] = []
-    for name in names:
-        with Downloads() as downloads:
-            where: dict[str, Any] = {"revision": revision, "locked": locked}
-            if dry_run:
-                plan = pulling.plan_pull(name, **where, report=downloads.report)
-                results.append(planned(name, plan))
-            else:
-                found = pulling.pull(name, **where, rehash=rehash, report=downloads.report)
-                results.append(fetched(name, found))
-        if not as_json:
-            show(results[-1])
-    if as_json:
-        text.as_json({"models": results})
+    try:
+        for name in names:
+            results.append(planned(name, where) if dry_run else fetched(name, where, rehash))
+            if not as_json:
+                show(results[-1])
+    finally:  # what came before one that failed is there
+        if as_json and results:
+            text.as_json({"models": results})
 
 
-def planned(name: str, plan: Plan) -> dict[str, Any]:
+def planned(name: str, where: Mapping[str, Any]) -> dict[str, Any]:
     """What would be fetched."""
+    from cambrian import pulling
+    from cambrian.cli.progress import Downloads
+
+    with Downloads() as downloads:
+        plan = pulling.plan_pull(name, **where, report=downloads.report)
     missing = {file.name for file in plan.missing}
     return {
         "name": name,
@@ -90,8 +88,13 @@ def planned(name: str, plan: Plan) -> dict[str, Any]:
     }
 
 
-def fetched(name: str, found: Snapshot) -> dict[str, Any]:
-    """What was fetched."""
+def fetched(name: str, where: Mapping[str, Any], rehash: bool) -> dict[str, Any]:
+    """Fetch it; what was fetched."""
+    from cambrian import pulling
+    from cambrian.cli.progress import Downloads
+
+    with Downloads() as downloads:
+        found = pulling.pull(name, **where, rehash=rehash, report=downloads.report)
     return {
         "name": name,
         "address": str(found.location),

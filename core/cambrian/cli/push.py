@@ -41,8 +41,9 @@ def push(
 ) -> None:
     """Push a checkpoint or an exported folder to the Hugging Face Hub.
 
-    The folder is checked first; what is not part of the model stays. The token is that of
-    `hf auth login` or HF_TOKEN. Prints the address of the commit.
+    The folder is checked first; what is not part of the model stays. Of the model that was there
+    the files that this one lacks are deleted. The token is that of `hf auth login` or HF_TOKEN.
+    Prints the address of the commit.
 
     \b
     Examples:
@@ -70,15 +71,25 @@ def push(
     done = pushing.push(
         planned, private=private, pull_request=pull_request, message=message, report=say
     )
+    conclude(done)
+    show(planned, done, as_json)
+
+
+def conclude(done: Pushed) -> None:
+    """Say what a push left as it was."""
+    from cambrian.cli.progress import say
+
     if done.stays:
         say(f"stays in the repository, unchanged: {', '.join(done.stays)}")
     if not done.changed:
         say("nothing has changed since the last push; no commit was made")
-    show(planned, done, as_json)
 
 
 def quiet() -> None:
     """Keep the client's bars off what is no terminal."""
+    from cambrian.hub import client
+
+    client.endpoint()  # so that a wrong setting is told before the client is imported
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
@@ -114,6 +125,7 @@ def facts(planned: Plan, done: Pushed | None) -> dict[str, Any]:
         "target": str(planned.location),
         "files": [{"name": f.name, "bytes": f.size} for f in planned.files],
         "sent": None if done is None else list(done.sent),
+        "deleted": None if done is None else list(done.deleted),
         "left_out": dict(planned.left),
         "notes": list(planned.notes),
     }

@@ -24,7 +24,12 @@ def width() -> int | None:
 
 def printable(text: str) -> str:
     """One line without control characters: names and summaries are plugins' own words."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    return visible(" ".join(text.split()))
+
+
+def visible(text: str) -> str:
+    """The same with the spaces that it has."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def shortened(cell: str) -> str:

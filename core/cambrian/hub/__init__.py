@@ -6,8 +6,8 @@ earlier one was cut off, and a start with a pinned revision asks nobody.
 """
 
 from cambrian.hub.location import Location, parse_uri
-from cambrian.hub.lock import LOCK, Lock, Pin
-from cambrian.hub.snapshot import Plan, Snapshot, Wish, fetch, pin, plan, remote_header
+from cambrian.hub.lock import LOCK, Lock, Pin, alone
+from cambrian.hub.snapshot import Plan, Snapshot, Wish, fetch, pin, plan, weights_header
 from cambrian.hub.transfer import Report
 
 __all__ = [
@@ -19,9 +19,10 @@ __all__ = [
     "Report",
     "Snapshot",
     "Wish",
+    "alone",
     "fetch",
     "parse_uri",
     "pin",
     "plan",
-    "remote_header",
+    "weights_header",
 ]

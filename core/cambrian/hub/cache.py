@@ -1,8 +1,9 @@
 """What in the Hub's cache is ours: commits that a ref of ours keeps, and unfinished downloads.
 
 Other programs use the same cache. Of a kept commit's files those are ours that its record names or,
-where there is none, those that have the names that a model needs; all others are strangers. The
-client's own scan is of no use here: it leaves out a repository as soon as one link in it dangles.
+where there is none, those that have the names that a model needs; all others are strangers, and so
+is what lay there before. The client's own scan is of no use here: it leaves out a repository as
+soon as one link in it dangles.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -30,8 +31,9 @@ OURS = (*BESIDE, "*.safetensors", "*.bin")
 @dataclass(frozen=True)
 class Held:
     """A commit that we keep. `files` has where the content of each of ours is, or should be;
-    `strangers` are the names of the others. `refs` are those of the refs on it that are not ours.
-    `used` is when one of the files was last read, as far as the disk notes that (seconds)."""
+    `strangers` are the names of what another program put there, also if we need it, too. `refs` are
+    those of the refs on it that are not ours. `used` is when one of the files was last read, as far
+    as the disk notes that (seconds)."""
 
     layout: Layout
     commit: str
@@ -55,9 +57,8 @@ class Held:
     def verified(self) -> bool:
         """Whether it came to its end, verified, and nothing has changed since."""
         folder = self.layout.snapshot(self.commit)
-        return self.record is not None and all(
-            held.fresh(folder / name) for name, held in self.record.files.items()
-        )
+        known = self.record.files if self.record is not None else {}
+        return bool(known) and all(held.fresh(folder / name) for name, held in known.items())
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,14 @@ def look_into(layout: Layout, commit: str) -> Held:
     """A commit that we keep, as it lies on the disk."""
     record = Record.read(layout, commit)
     there = contents(layout, commit)
-    if record is not None:
+    if record is not None and record.files:
         folder = layout.snapshot(commit)
         files = {name: there.get(name, folder / name) for name in record.files}
     else:
         files = {n: p for n, p in there.items() if any(fnmatchcase(n, o) for o in OURS)}
         files = {name: path for name, path in files.items() if "/" not in name}
-    strangers = tuple(sorted(there.keys() - files.keys()))
+    before = record.strange if record is not None else ()
+    strangers = tuple(sorted(n for n in there if n in before or n not in files))
     refs = tuple(ref for ref in refs_on(layout, commit) if ref != KEEP + commit[:12])
     read = [0.0]
     for path in files.values():
@@ -165,9 +167,12 @@ def records() -> dict[Path, Record | None]:
 
 def useless(file: Path, record: Record | None, root: Path) -> bool:
     """Whether a record is damaged, or of a commit that is no longer in this cache. A commit of
-    another cache (HF_HOME on another disk) may be there again tomorrow."""
+    another cache (HF_HOME on another disk) may be there again tomorrow, and so may all of them if
+    this one is empty: its disk may not be mounted."""
     if record is None:
         return True
+    if not any(root.glob("models--*")):
+        return False
     layout = Layout(root, record.repo)
     ours = file == record_path(layout, record.commit)
     return ours and not layout.snapshot(record.commit).is_dir()
@@ -221,13 +226,12 @@ def held_lock(lock: Path | None) -> Generator[bool]:
         manager.__exit__(None, None, None)
 
 
-def busy(layout: Layout) -> bool:
-    """Whether anything of a repository is being downloaded now."""
-    for lock in layout.locks.glob("*.lock"):
-        with held_lock(lock) as free:
-            if not free:
-                return True
-    return False
+@contextmanager
+def held_repository(layout: Layout) -> Generator[bool]:
+    """Hold all locks of a repository; yields whether nothing of it is being downloaded."""
+    with ExitStack() as stack:
+        locks = sorted(layout.locks.glob("*.lock"))
+        yield all(stack.enter_context(held_lock(lock)) for lock in locks)
 
 
 def check(chosen: Sequence[Held], report: Report) -> Generator[tuple[Held, str, str]]:

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -60,18 +61,56 @@ class _Model(msgspec.Struct, rename="camel"):
     card_data: dict[str, Any] | None = None
 
 
+def constants() -> ModuleType:
+    """The client's settings, from the environment; UsageError if it cannot read them."""
+    try:
+        from huggingface_hub import constants as settings
+    except ValueError as error:
+        raise UsageError(
+            f"The environment has a number that is none ({error}): HF_HUB_DOWNLOAD_TIMEOUT and "
+            "HF_HUB_ETAG_TIMEOUT are whole seconds."
+        ) from error
+    return settings
+
+
 def offline() -> bool:
     """Whether HF_HUB_OFFLINE forbids the network."""
-    from huggingface_hub import constants
-
-    return constants.is_offline_mode()
+    return constants().is_offline_mode()
 
 
 def endpoint() -> str:
-    """Where the Hub is: HF_ENDPOINT, by default huggingface.co."""
-    from huggingface_hub import constants
+    """Where the Hub is: HF_ENDPOINT, by default huggingface.co. UsageError if it is no address."""
+    address: str = constants().ENDPOINT.rstrip("/")
+    try:
+        parts = urlsplit(address)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise UsageError(
+            f"HF_ENDPOINT is '{address[:100]}', which is no address; one is https://huggingface.co."
+        )
+    return address
 
-    return constants.ENDPOINT.rstrip("/")
+
+def session() -> Any:
+    """The client's (httpx's); UsageError where the token or a proxy cannot be what it is."""
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import get_session, httpx
+
+    token = get_token() or ""
+    if not (token.isascii() and token.isprintable()):
+        raise UsageError(
+            "The token holds characters that none has; set HF_TOKEN anew, or log in again with "
+            "`hf auth login`."
+        )
+    try:
+        return get_session()
+    except (ValueError, ImportError, httpx.InvalidURL) as error:
+        raise UsageError(
+            f"The environment names a proxy that cannot be one ({error}); look at ALL_PROXY, "
+            "HTTPS_PROXY and HTTP_PROXY."
+        ) from error
 
 
 def warn_of_plain_http(report: Callable[[Mapping[str, Any]], None]) -> None:
@@ -113,14 +152,15 @@ def get(url: str, location: Location, headers: Mapping[str, str] | None = None) 
     pass if one tries again, also while the body is read; UsageError or CambrianError for a refusal.
     """
     from huggingface_hub.errors import OfflineModeIsEnabled
-    from huggingface_hub.utils import build_hf_headers, get_session, httpx
+    from huggingface_hub.utils import build_hf_headers, httpx
 
+    opened = session()
     asked = build_hf_headers(
         library_name="cambrian", headers={"accept-encoding": "identity", **(headers or {})}
     )
     timeout = httpx.Timeout(read_seconds(), connect=CONNECT_SECONDS)
     try:
-        with get_session().stream("GET", url, headers=asked, timeout=timeout) as response:
+        with opened.stream("GET", url, headers=asked, timeout=timeout) as response:
             if response.status_code >= 400:
                 raise refusal(response.status_code, response.headers, location)
             yield response
@@ -145,9 +185,7 @@ def hang_up(response: Any) -> None:
 
 def read_seconds() -> float:
     """How long a server may say nothing: HF_HUB_DOWNLOAD_TIMEOUT, 10 by default."""
-    from huggingface_hub import constants
-
-    return float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    return float(constants().HF_HUB_DOWNLOAD_TIMEOUT)
 
 
 def refusal(status: int, headers: Mapping[str, str], location: Location) -> CambrianError:

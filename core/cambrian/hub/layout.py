@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cambrian.files import write_bytes, write_with
+from cambrian.hub import client
 from cambrian.hub.listing import Listing, RemoteFile
 from cambrian.hub.location import COMMIT, Location
 
@@ -37,14 +38,17 @@ class Layout:
     @classmethod
     def of(cls, repo: str) -> Layout:
         """In the cache that the environment names."""
-        from huggingface_hub import constants
-
-        return cls(Path(constants.HF_HUB_CACHE), repo)
+        return cls(Path(client.constants().HF_HUB_CACHE), repo)
 
     @property
     def folder(self) -> Path:
         """All of the repository."""
         return self.root / self._name
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the folder is somebody else's, who lets us read it."""
+        return self.folder.is_dir() and not os.access(self.folder, os.W_OK)
 
     @property
     def _name(self) -> str:
@@ -104,12 +108,30 @@ class Layout:
             fresh.replace(pointer)
 
     def name_commit(self, commit: str, revision: str) -> None:
-        """Note what a branch is at, and protect the commit from `hf cache prune`."""
+        """Note what a branch is at, and protect the commit from `hf cache prune`; in a cache that
+        can be written."""
+        if self.read_only:
+            return
         self.snapshot(commit).mkdir(parents=True, exist_ok=True)  # the client wants it for a ref
         for name in {revision, KEEP + commit[:12]} - {commit}:
             file = self.folder / "refs" / name
             if not file.is_file() or file.read_bytes() != commit.encode():
+                self._make_way(file)
                 write_bytes(file, commit.encode())
+
+    def keeps(self, commit: str) -> bool:
+        """Whether a ref of ours is on a commit."""
+        return self.commit(KEEP + commit[:12]) == commit
+
+    def _make_way(self, ref: Path) -> None:
+        """Remove refs of branches that are gone, since git has none beside this one: `feature` for
+        `feature/x`, or the other way round."""
+        names = ref.relative_to(self.folder / "refs").parents
+        for above in [self.folder / "refs" / name for name in names]:
+            if above.is_file():
+                above.unlink()
+        if ref.is_dir():
+            shutil.rmtree(ref)
 
     def tidy(self) -> None:
         """Remove the folders that have become empty."""

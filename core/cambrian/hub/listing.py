@@ -5,14 +5,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from cambrian.errors import BrokenFile, CambrianError, listed
 from cambrian.hub.location import Location
+from cambrian.torch_files import torch_name
 
-# Descriptions and processors: what a folder needs beside its weights.
-BESIDE = ("*.json", "*.txt", "*.model", "bpe.codes")
 MANIFEST = "manifest.json"
+# All that is read beside the weights: descriptions, and what processors are in.
+BESIDE = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "bpe.codes",
+    "spiece.model",
+    MANIFEST,
+)
 INDEX = ".index.json"
 WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 
@@ -52,34 +64,24 @@ class Listing:
 
 def beside(listing: Listing) -> list[str]:
     """The names of all but the weights that a model's or an exported folder needs."""
-    return [
-        name
-        for name in listing.files
-        if any(fnmatchcase(name, pattern) for pattern in BESIDE) and not name.endswith(INDEX)
-    ]
+    return [name for name in listing.files if name in BESIDE]
 
 
 def weights(listing: Listing, known: Sequence[str]) -> str:
     """The name of the weights' file, or of the index of its shards: the first of `known` that is
     there, as safetensors if possible, else as torch's own format. CambrianError if none is."""
     names = listing.files
-    for name in [*known, *map(torch_twin, known)]:
+    for name in [*known, *map(torch_name, known)]:
         for candidate in (name, name + INDEX):
             if candidate in names:
                 return candidate
     if listing.cut_off:
         raise lacking(listing, "weights")
-    others = [name for name in names if not any(fnmatchcase(name, p) for p in (*BESIDE, "*.md"))]
+    others = [name for name in names if not name.endswith((".json", ".txt", ".model", ".md"))]
     held = f"it holds {listed(others)}" if others else "it holds no weights at all"
     raise CambrianError(
         f"{listing.location} has no weights that Cambrian reads ({' or '.join(known)}): {held}."
     )
-
-
-def torch_twin(name: str) -> str:
-    """What the same weights are called in torch's own format."""
-    stem = name.removesuffix(".safetensors")
-    return f"{'pytorch_model' if stem == 'model' else stem}.bin"
 
 
 def require(listing: Listing, names: Sequence[str]) -> list[RemoteFile]:

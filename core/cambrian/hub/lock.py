@@ -5,31 +5,39 @@
     [models."gpt2"]
     repo = "openai-community/gpt2"
     revision = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+    requested = "main"
     license = "mit"
     [models."gpt2".files]
     "config.json" = {size = 665, sha256 = "..."}
 
-It is written by `cambrian lock`, belongs into version control, and is not for editing.
+`requested` is the branch, tag or commit that was asked for when it was locked; a lock without it is
+read, too. It is written by `cambrian lock`, belongs into version control, and is not for editing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
-from cambrian.errors import BrokenFile
-from cambrian.files import write_bytes
+from cambrian.errors import BrokenFile, CambrianError
+from cambrian.files import cache_folder, write_bytes
+from cambrian.hub.listing import INDEX, MANIFEST
 from cambrian.hub.location import Location
 from cambrian.toml import parse_toml
+from cambrian.torch_files import torch_name
 
 LOCK = "cambrian.lock"
 LIMIT = 1 << 20  # bytes; a lock of 100 models has 100 kB
 FILE_NAME = Annotated[str, msgspec.Meta(pattern=r"^[^./\\:\x00-\x1f][^/\\:\x00-\x1f]{0,200}$")]
+REVISION = Annotated[str, msgspec.Meta(pattern=r"^(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9_./-]*\Z")]
 
 
 @dataclass(frozen=True)
@@ -42,12 +50,14 @@ class PinnedFile:
 
 @dataclass(frozen=True)
 class Pin:
-    """A repository at a commit, and every file of it that is used."""
+    """A repository at a commit, and every file of it that is used. `requested` is the revision that
+    was asked for; "" where an older lock does not tell."""
 
     repo: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")]
     revision: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{40}$")]
     files: Mapping[FILE_NAME, PinnedFile]
     license: str = ""
+    requested: REVISION = ""
 
     @property
     def location(self) -> Location:
@@ -58,6 +68,15 @@ class Pin:
     def hashes(self) -> dict[str, str]:
         """The sha256 (hex) of each file."""
         return {name: file.sha256 for name, file in self.files.items()}
+
+    def whole(self, weights: Sequence[str]) -> bool:
+        """Whether it holds an exported folder's manifest, or config.json and weights that have one
+        of these names or its twin's; which shards an index names, it does not tell."""
+        names = {*weights, *map(torch_name, weights)}
+        known = names | {name + INDEX for name in names}
+        return MANIFEST in self.files or (
+            "config.json" in self.files and bool(known & {*self.files})
+        )
 
 
 @dataclass(frozen=True)
@@ -73,9 +92,8 @@ class Lock:
         if not file.exists():
             return cls()
         try:
-            if file.stat().st_size > LIMIT:
-                raise BrokenFile(f"{file} has more than {LIMIT} bytes; that is no lock.")
-            return msgspec.convert(parse_toml(file.read_text("utf-8")), cls)
+            with file.open("rb") as opened:
+                return cls.parse(opened.read(LIMIT + 1))
         except OSError as error:
             raise BrokenFile(f"Cannot read {file}: {error.strerror}.") from error
         except ValueError as error:
@@ -83,24 +101,53 @@ class Lock:
                 f"{file} is no lock ({error}). Make it anew: delete it and run `cambrian lock`."
             ) from error
 
+    @classmethod
+    def parse(cls, data: bytes) -> Lock:
+        """Read its bytes; ValueError if they are no lock."""
+        if len(data) > LIMIT:
+            raise ValueError(f"it has more than {LIMIT} bytes")
+        return msgspec.convert(parse_toml(data.decode()), cls)
+
     def write(self, file: Path) -> None:
-        """Write it whole: by name, so that equal pins give equal bytes."""
-        write_bytes(file, self.text().encode())
+        """Write it whole: by name, so that equal pins give equal bytes. CambrianError for what
+        `read` would refuse, such as a file's name of more than 201 characters."""
+        try:
+            data = self.text().encode()
+            self.parse(data)
+        except ValueError as error:
+            raise CambrianError(
+                f"{file} could not be read again ({error}), so nothing was written. Leave out the "
+                "model that is the cause: name its commit where you use it."
+            ) from error
+        write_bytes(file, data)
 
     def text(self) -> str:
         """As TOML."""
         lines = ["# Written by `cambrian lock`; not for editing.", f"version = {self.version}"]
         for name, pin in sorted(self.models.items()):
             lines += ["", f"[models.{_quoted(name)}]"]
-            lines += [f"{key} = {_quoted(getattr(pin, key))}" for key in ("repo", "revision")]
-            if pin.license:
-                lines.append(f"license = {_quoted(pin.license)}")
+            keys = ("repo", "revision", "requested", "license")
+            facts = {key: getattr(pin, key) for key in keys}
+            lines += [f"{key} = {_quoted(value)}" for key, value in facts.items() if value]
             lines.append(f"[models.{_quoted(name)}.files]")
             lines += [
                 f'{_quoted(held)} = {{size = {file.size}, sha256 = "{file.sha256}"}}'
                 for held, file in sorted(pin.files.items())
             ]
         return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def alone(file: Path) -> Generator[None]:
+    """Have other processes wait that want to change the same lock; OSError passes. What they wait
+    for lies in our cache, so that no project holds a file that nobody put there."""
+    from huggingface_hub.utils import WeakFileLock
+
+    key = hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:32]
+    guard = cache_folder("locks") / f"{key}.lock"
+    guard.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(guard):
+        yield
 
 
 def _quoted(text: str) -> str:

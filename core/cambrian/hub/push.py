@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 PATIENCE = 6  # a commit takes the Hub longer than a part of a file
+NO_BRANCH = "refs/"  # so begin pull requests and what else the Hub makes itself
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 Report = Callable[[str], None]
 
@@ -38,10 +39,12 @@ class Upload:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """Where to push to, and how. A branch that does not exist is made."""
+    """Where to push to, and how. A branch that does not exist is made. `replaced` are names that
+    tell what the model is: one that is there and not among the files is deleted."""
 
     location: Location
     message: str
+    replaced: frozenset[str] = frozenset()
     private: bool = False
     pull_request: bool = False
 
@@ -49,22 +52,26 @@ class Order:
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
     """What became of it: the commit that holds the files, whether it is new, the names that were
-    sent, those that were in the repository and stay, and the page of the pull request, if any."""
+    sent, those that were in the repository and stay, those that were deleted, and the page of the
+    pull request, if any."""
 
     location: Location
     changed: bool
     sent: tuple[str, ...]
     stays: tuple[str, ...]
+    deleted: tuple[str, ...] = ()
     pull_request: str | None = None
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a branch is at: its commit ("" for none yet), and what is there, by name."""
+    """What a branch is at: its commit ("" for none yet), and what is there, by name. `made` tells
+    that the repository did not exist before."""
 
     commit: str
     files: Mapping[str, RemoteFile]
     private: bool = False
+    made: bool = False
 
 
 def push(order: Order, files: Sequence[Upload], report: Report = lambda line: None) -> Pushed:
@@ -73,6 +80,7 @@ def push(order: Order, files: Sequence[Upload], report: Report = lambda line: No
     Raises UsageError for what cannot be pushed to, CambrianError for every refusal and failure;
     the branch then is as it was.
     """
+    client.endpoint()  # so that a wrong setting is told before the client is imported
     require_possible(order)
     location = order.location
     client.warn_of_plain_http(lambda event: report(event["notice"]))
@@ -80,17 +88,37 @@ def push(order: Order, files: Sequence[Upload], report: Report = lambda line: No
         api = hub_api()
         head = prepare(api, order, report)
         changed = [file for file in files if not same(file, head.files.get(file.name))]
-        names = {file.name for file in files}
-        stays = tuple(sorted(head.files.keys() - names - {".gitattributes"}))
-        sent = tuple(file.name for file in changed)
-        if not changed:
+        others = head.files.keys() - {file.name for file in files} - {".gitattributes"}
+        deleted = tuple(sorted(others & order.replaced))
+        stays = tuple(sorted(others - order.replaced))
+        if not changed and not deleted:
             there = Location(location.repo, head.commit)
             return Pushed(location=there, changed=False, sent=(), stays=stays)
+        if deleted:
+            report(f"deletes what is of the model before: {', '.join(deleted)}")
         total = sum(file.size for file in changed)
         report(f"sending {len(changed)} of {len(files)} files, {total:,} bytes")
-        commit, page = send(api, order, changed, head.commit, report)
-        there = Location(location.repo, commit)
-        return Pushed(location=there, changed=True, sent=sent, stays=stays, pull_request=page)
+        with told_of_leftovers(head, location, report):
+            commit, page = send(api, order, (changed, deleted), head.commit, report)
+        return Pushed(
+            location=Location(location.repo, commit),
+            changed=True,
+            sent=tuple(file.name for file in changed),
+            stays=stays,
+            deleted=deleted,
+            pull_request=page,
+        )
+
+
+@contextmanager
+def told_of_leftovers(head: Head, location: Location, report: Report) -> Generator[None]:
+    """Say that a repository was made for nothing, if it was."""
+    try:
+        yield
+    except BaseException:
+        if head.made:
+            report(f"hf://{location.repo} was made and is empty; push again, or delete it")
+        raise
 
 
 def require_possible(order: Order) -> None:
@@ -125,12 +153,12 @@ def prepare(api: HfApi, order: Order, report: Report) -> Head:
     try:
         head = head_of(api, Location(location.repo))
     except RepositoryNotFoundError:
-        if order.pull_request:
+        if order.pull_request or location.revision.startswith(NO_BRANCH):
             raise
         kind = "private" if order.private else "public"
         report(f"creating hf://{location.repo} ({kind})")
         api.create_repo(location.repo, private=order.private)
-        head = head_of(api, Location(location.repo))
+        head = replace(head_of(api, Location(location.repo)), made=True)
     else:
         if order.private and not head.private:
             raise UsageError(
@@ -140,11 +168,13 @@ def prepare(api: HfApi, order: Order, report: Report) -> Head:
     if location.revision == "main":
         return head
     try:
-        return head_of(api, location)
-    except RevisionNotFoundError:
+        return replace(head_of(api, location), made=head.made)
+    except RevisionNotFoundError as error:
+        if location.revision.startswith(NO_BRANCH):
+            raise UsageError(f"{location} does not exist, and is no branch to be made.") from error
         report(f"creating the branch {location.revision}")
         api.create_branch(location.repo, branch=location.revision)
-        return head_of(api, location)
+        return replace(head_of(api, location), made=head.made)
 
 
 def head_of(api: HfApi, location: Location) -> Head:
@@ -177,12 +207,20 @@ def same(file: Upload, there: RemoteFile | None) -> bool:
 
 
 def send(
-    api: HfApi, order: Order, files: Sequence[Upload], parent: str, report: Report
+    api: HfApi,
+    order: Order,
+    change: tuple[Sequence[Upload], Sequence[str]],
+    parent: str,
+    report: Report,
 ) -> tuple[str, str | None]:
-    """Commit the files: the commit, and the pull request's page if one was asked for."""
-    from huggingface_hub import CommitOperationAdd
+    """Commit a change, files to add and names to delete: the commit, and the pull request's page if
+    one was asked for."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    operations = [CommitOperationAdd(file.name, file.source) for file in files]
+    operations = [
+        *[CommitOperationAdd(file.name, file.source) for file in change[0]],
+        *[CommitOperationDelete(name, is_folder=False) for name in change[1]],
+    ]
     with warnings.catch_warnings(record=True) as said:  # what the Hub thinks of the card
         warnings.simplefilter("always")
         done = api.create_commit(
@@ -204,9 +242,9 @@ def send(
 @contextmanager
 def limited_silence() -> Generator[None]:
     """Have the client, which waits for ever, give up on a server that says nothing for so long."""
-    from huggingface_hub.utils import get_session, httpx
+    from huggingface_hub.utils import httpx
 
-    session = get_session()
+    session = client.session()
     before = session.timeout
     session.timeout = httpx.Timeout(
         PATIENCE * client.read_seconds(), connect=client.CONNECT_SECONDS

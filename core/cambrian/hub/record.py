@@ -43,6 +43,7 @@ class Record:
     """The files of a commit that were wanted once and verified then.
 
     They are all that a model needs if `weights` are those looked for; () if only some were wanted.
+    `strange` are the names that lay in the commit before, put there by another program.
     """
 
     repo: str
@@ -50,6 +51,7 @@ class Record:
     files: Mapping[str, Verified]
     license: str = ""
     weights: tuple[str, ...] = ()
+    strange: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, layout: Layout, commit: str) -> Record | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from cambrian.errors import BrokenFile, CambrianError
-from cambrian.files import disk_failure, read_json
+from cambrian.files import JSON_LIMIT, disk_failure, read_json
 from cambrian.hub import client, listing
 from cambrian.hub.layout import Layout
 from cambrian.hub.listing import Listing, RemoteFile
@@ -19,7 +19,7 @@ from cambrian.hub.location import Location
 from cambrian.hub.lock import Pin, PinnedFile
 from cambrian.hub.record import Record, Verified, state
 from cambrian.hub.transfer import Report, Transfer, size_of
-from cambrian.weight_files import Header, header_size, parse_header
+from cambrian.weight_files import Header, header, header_size, parse_header
 
 THREADS = 4
 CONFIG = "config.json"
@@ -54,16 +54,17 @@ class Plan:
 class Wish:
     """What is wanted of a repository.
 
-    `hashes` are the sha256 that files must have, by name. `only` names all the files there may be
-    (a lock's); without it the model's weights and what lies beside them are taken, the weights by
-    the first of `weights` that is there. `accept` looks at config.json before anything large comes,
-    and raises where the model is none that can be used.
+    `hashes` are the sha256 that files must have, by name, and `sizes` their bytes. `only` names all
+    the files there may be (a lock's); without it the model's weights and what lies beside them are
+    taken, the weights by the first of `weights` that is there. `accept` looks at config.json before
+    anything large comes, and raises where the model is none that can be used.
     """
 
     hashes: Mapping[str, str] = field(default_factory=dict[str, str])
     only: tuple[str, ...] | None = None
     weights: Sequence[str] = listing.WEIGHTS
     accept: Callable[[Path], object] = lambda file: None
+    sizes: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 def fetch(
@@ -91,7 +92,13 @@ def fetch(
                 return snapshot_of(layout, record)
         worker = Worker(look(location, layout, report), layout, wish, report, rehash)
         record = worker.finish(location.revision)
-        return snapshot_of(layout, record)
+        found = snapshot_of(layout, record)
+        if all(held.fresh(found.folder / name) for name, held in found.files.items()):
+            return found
+        raise CambrianError(
+            f"Somebody deleted or changed files of {location} in the cache while it was fetched; "
+            "fetch it again."
+        )
     except OSError as error:
         raise disk_failure(error, f"{location} into {layout.root}") from error
 
@@ -110,23 +117,39 @@ def plan(location: Location, wish: Wish | None = None, *, report: Report = silen
 
 def pin(location: Location, wish: Wish | None = None, *, report: Report = silent) -> Pin:
     """What exactly is wanted at a location now, without its weights: the Hub tells the sha256 of
-    what is large; what is small is fetched and hashed."""
+    what is large; what is small is fetched and hashed.
+
+    It is the Hub's word or none: what the cache holds may be a part, or damaged. Raises as `fetch`,
+    and CambrianError if the Hub cannot be asked.
+    """
+    if client.offline():
+        raise client.Unreachable(
+            f"{location} is locked as the Hub lists it, and HF_HUB_OFFLINE is set. Unset it."
+        )
+    client.warn_of_plain_http(report)
+    listed = client.patiently(lambda: client.list_files(location), report)
     layout = Layout.of(location.repo)
     try:
-        worker = Worker(look(location, layout, report), layout, wish or Wish(), report)
+        worker = Worker(listed, layout, wish or Wish(), report)
         needed = worker.needed()
+        for file in needed:
+            worker.require(file, file.sha256)
         small = worker.bring([file for file in needed if file.sha256 is None])
     except OSError as error:
         raise disk_failure(error, f"{location} into {layout.root}") from error
     files = {
         file.name: PinnedFile(file.size, file.sha256 or small[file.name].sha256) for file in needed
     }
-    found = worker.found.location
-    return Pin(found.repo, found.revision, files, worker.license)
+    found = listed.location
+    return Pin(found.repo, found.revision, files, worker.license, location.revision)
 
 
-def remote_header(location: Location, file: RemoteFile) -> Header:
-    """The header of a safetensors file on the Hub: two requests for ranges of it, no weights."""
+def weights_header(location: Location, file: RemoteFile) -> Header:
+    """The header of a safetensors file: of the cache's, else of the Hub's by two requests for
+    ranges of it."""
+    layout = Layout.of(location.repo)
+    if layout.holds(file):
+        return header(layout.blob(file))
     where = f"{file.name} of {location}"
     url = client.file_url(location, file.name)
 
@@ -177,6 +200,7 @@ def satisfied(layout: Layout, record: Record, wish: Wish) -> bool:
     return (
         (whole if wish.only is None else set(wish.only) <= files.keys())
         and all(n in files and files[n].sha256 == h for n, h in wish.hashes.items())
+        and all(n in files and files[n].size == size for n, size in wish.sizes.items())
         and all(held.fresh(folder / name) for name, held in files.items())
     )
 
@@ -210,12 +234,12 @@ class Worker:
     def finish(self, revision: str) -> Record:
         """Bring everything, note the commit under `revision`, and keep what was verified."""
         needed, commit = self.needed(), self.found.location.revision
-        self.layout.name_commit(commit, commit)  # so that what comes is ours, whatever happens
         files = self.bring(needed)
         self.layout.name_commit(commit, revision)
         whole = self.wish.only is None and not self.found.cut_off
         weights = tuple(self.wish.weights) if whole else ()
-        record = Record(self.layout.repo, commit, files, self.license, weights)
+        strange = self.before.strange if self.before is not None else ()
+        record = Record(self.layout.repo, commit, files, self.license, weights, strange)
         kept = record
         if self.before is not None and not whole:  # a part must not make a whole forgotten
             kept = replace(self.before, files={**self.before.files, **files})
@@ -231,8 +255,17 @@ class Worker:
             self._bring_one(CONFIG)
             self.wish.accept(self.folder / CONFIG)
         if only is None:
-            names = self._with_weights(names)
+            names = [*self._with_weights(names), *self._known_before()]
         return listing.require(self.found, sorted({*names, *self.wish.hashes}))
+
+    def _known_before(self) -> Iterable[str]:
+        """What was verified of the commit once, where nobody can be asked what else there is."""
+        if not self.found.cut_off:
+            return ()
+        if self.before is None or not self.before.weights:
+            where = self.found.location
+            self.report({"notice": f"what the cache holds of {where} is taken for all of it"})
+        return self.before.files if self.before is not None else ()
 
     def _with_weights(self, names: list[str]) -> list[str]:
         if listing.MANIFEST in names:
@@ -250,13 +283,20 @@ class Worker:
         return read_json(self.folder / name)
 
     def _bring_one(self, name: str) -> None:
-        self.known |= self.bring(listing.require(self.found, [name]))
+        files = listing.require(self.found, [name])
+        if (size := files[0].size) > JSON_LIMIT:
+            raise BrokenFile(
+                f"{name} of {self.found.location} has {size:,} bytes; more than {JSON_LIMIT:,} "
+                "cannot be right, and none of it was fetched."
+            )
+        self.known |= self.bring(files)
 
     def bring(self, files: Sequence[RemoteFile]) -> dict[str, Verified]:
         """Have all files verified and linked into the commit's folder."""
         for file in files:
-            self._require(file, file.sha256)
+            self.require(file, file.sha256)
         self._require_space(files)
+        self._claim()
         stop = threading.Event()
         transfer = Transfer(self.found.location, self.layout, self.report, stop, self.found.cut_off)
         pool = ThreadPoolExecutor(THREADS)
@@ -275,19 +315,37 @@ class Worker:
             transfer.hang_up()
             pool.shutdown(cancel_futures=True)
 
+    def _claim(self) -> None:
+        """Make what comes ours, whatever happens, but not what another program fetched before."""
+        commit = self.found.location.revision
+        there = tuple(sorted(path.name for path in self.folder.glob("[!.]*")))
+        if self.layout.keeps(commit):
+            return
+        before = self.before or Record(self.layout.repo, commit, {}, self.license)
+        if there != before.strange:
+            self.before = replace(before, strange=there)
+            self.before.write(self.layout)
+        self.layout.name_commit(commit, commit)
+
     def _one(self, transfer: Transfer, file: RemoteFile) -> Verified:
         path = self.folder / file.name
         known = self.known.get(file.name)
         if known is not None and known.fresh(path):
-            self._require(file, known.sha256)
+            self.require(file, known.sha256)
             return known
         digest = transfer.bring(file)
-        self._require(file, digest)
+        self.require(file, digest)
         self.layout.point(self.found.location.revision, file)
         return Verified(digest, file.size, state(path))
 
-    def _require(self, file: RemoteFile, sha256: str | None) -> None:
-        """BrokenFile if a file has another sha256 than was expected of it."""
+    def require(self, file: RemoteFile, sha256: str | None) -> None:
+        """BrokenFile if a file has another size or sha256 than was expected of it."""
+        size = self.wish.sizes.get(file.name, file.size)
+        if size != file.size:
+            raise BrokenFile(
+                f"{file.name} of {self.found.location} has {file.size:,} bytes, but the lock says "
+                f"{size:,}; nothing was loaded. Take the lock that was committed, or make it anew."
+            )
         expected = self.wish.hashes.get(file.name)
         if expected is not None and sha256 is not None and sha256 != expected:
             raise BrokenFile(

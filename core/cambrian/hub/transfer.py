@@ -51,9 +51,12 @@ class Transfer:
         """Have the right content in the cache; return its sha256 (hex).
 
         What the cache holds is hashed. Content that is not what was listed is fetched anew, once;
-        then BrokenFile. Another process that fetches the same file is waited for.
+        then BrokenFile. Another process that fetches the same file is waited for. A cache that can
+        only be read has no locks.
         """
         blob = self.layout.blob(file)
+        if self.layout.read_only and blob.is_file() and (found := self._hash(blob, file)):
+            return found
         blob.parent.mkdir(parents=True, exist_ok=True)
         with self._locked(file):
             if blob.is_file() and (found := self._hash(blob, file)) is not None:
