@@ -93,7 +93,7 @@ def merge_products(graph: ir.Graph) -> int:
             groups.setdefault(id(node.inputs[0]), []).append(node)
     changed = 0
     for nodes in groups.values():
-        biases = [_bias_after(node) for node in nodes]
+        biases = [bias_after(node) for node in nodes]
         if len(nodes) > 1 and all((bias is None) == (biases[0] is None) for bias in biases):
             _merge(graph, nodes, [bias for bias in biases if bias is not None])
             changed += len(nodes) - 1
@@ -108,7 +108,7 @@ def _merge(graph: ir.Graph, nodes: list[ir.Node], adds: list[ir.Node]) -> None:
     product = ir.node("MatMul", inputs=[source, weight], name=f"{first.name}_merged")
     made = [product]
     if adds:
-        values = np.concatenate([_array(_constant_side(add)) for add in adds])
+        values = np.concatenate([_array(constant_side(add)) for add in adds])
         bias = constant(graph, f"{first.name}_biases", values)
         made.append(ir.node("Add", inputs=[product.outputs[0], bias], name=f"{first.name}_bias"))
     width = sum(matrix.shape[1] for matrix in matrices)
@@ -268,7 +268,7 @@ def biased_gelu(graph: ir.Graph, node: ir.Node) -> bool:
     add = _producer(node.inputs[0])
     if attribute is None or attribute.as_string() != "tanh" or add is None or add.op_type != "Add":
         return False
-    bias = _constant_side(add)
+    bias = constant_side(add)
     if bias is None or _rank(bias) != 1 or len(add.outputs[0].uses()) > 1:
         return False
     x = add.inputs[0] if add.inputs[1] is bias else add.inputs[1]
@@ -321,14 +321,14 @@ def _matrix(node: ir.Node) -> ir.Value | None:
     return value if value is not None and value.is_initializer() and _rank(value) == 2 else None
 
 
-def _bias_after(node: ir.Node) -> ir.Node | None:
+def bias_after(node: ir.Node) -> ir.Node | None:
     """The addition of a constant vector to a product that nothing else reads."""
     add = _only_use(node.outputs[0])
-    bias = _constant_side(add) if add is not None and add.op_type == "Add" else None
+    bias = constant_side(add) if add is not None and add.op_type == "Add" else None
     return add if bias is not None and _rank(bias) == 1 else None
 
 
-def _constant_side(add: ir.Node) -> ir.Value | None:
+def constant_side(add: ir.Node) -> ir.Value | None:
     return next((v for v in add.inputs if v is not None and v.is_initializer()), None)
 
 

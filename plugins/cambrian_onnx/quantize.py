@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from cambrian_onnx.fuse import DOMAIN, constant, drop_unused
+from cambrian_onnx.fuse import DOMAIN, bias_after, constant, constant_side, drop_unused
 
 BLOCK = 128
 MIDDLE = 128  # stands for 0 in unsigned bytes
@@ -95,25 +95,26 @@ def quantize_product(
         return False
     turned = table is not source
     matrix = _array(table) if turned else _array(table).T  # (N, K)
+    add = bias_after(node)
+    bias = constant_side(add) if add is not None else None
     if by_block or id(table) in packed:
         data, scales = _packed(graph, table, matrix, packed)
         rows, width = matrix.shape
         attributes = {"bits": 8, "block_size": BLOCK, "K": width, "N": rows}
         attributes["accuracy_level"] = INT8_ACTIVATIONS
-        kind = "MatMulNBits"
+        kind, inputs = "MatMulNBits", [node.inputs[0], data, scales, None, None, bias]
     else:
         values, factors = columns(matrix.T)
         data = constant(graph, f"{table.name}_int8", np.ascontiguousarray(values))
         scales = constant(graph, f"{table.name}_scales", factors)
-        attributes, kind = {}, "DynamicQuantizeMatMul"
-    product = ir.node(
-        kind,
-        domain=DOMAIN,
-        inputs=[node.inputs[0], data, scales],
-        attributes=attributes,
-        name=node.name,
-    )
+        attributes = {}
+        kind, inputs = "DynamicQuantizeMatMul", [node.inputs[0], data, scales, None, bias]
+    product = ir.node(kind, domain=DOMAIN, inputs=inputs, attributes=attributes, name=node.name)
     graph.insert_before(node, product)
+    if add is not None:
+        _replace(graph, add, product)
+        graph.remove(node, safe=True)
+        return True
     return _replace(graph, node, product)
 
 
