@@ -74,7 +74,10 @@ def export(
     if precision in exporter.exporter.load().rounding:
         measure = measuring(checkpoint, processor, data)
     elif data or limits:
-        raise UsageError(f"Only a coarse precision is measured on data; {precision} is proved.")
+        raise UsageError(
+            f"Only a coarse precision is measured on data, and '{format}' has none called "
+            f"{precision}; leave out --data and --limit, or choose another --format."
+        )
     names = (CONFIG, GENERATION)
     files = {
         n: (checkpoint.path / n).read_bytes() for n in names if (checkpoint.path / n).is_file()

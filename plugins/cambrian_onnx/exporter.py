@@ -55,7 +55,8 @@ class OnnxExporter(Exporter):
 
     def refuses(self, model: Model, precision: str) -> str | None:
         if precision not in self.precisions:
-            return f"precision '{precision}' is not one of {', '.join(self.precisions)}"
+            elsewhere = " (the format onnx-ort has it)" * (precision in OrtExporter.precisions)
+            return f"precision '{precision}' is not one of {', '.join(self.precisions)}{elsewhere}"
         if not model.graphs():
             return "the model declares no graphs"
         return None

@@ -71,17 +71,14 @@ def keep_last(graph: ir.Graph, name: str, axis: int) -> bool:
         return False
     hidden = node.inputs[0]
     assert hidden is not None
-    bounds = [constant(graph, f"{name}_{k}", [v]) for k, v in _last_slice(axis).items()]
+    numbers = {"start": -1, "end": np.iinfo(np.int64).max, "axis": axis}
+    bounds = [constant(graph, f"{name}_{key}", [number]) for key, number in numbers.items()]
     cut = ir.node("Slice", inputs=[hidden, *bounds], name=f"{name}_last")
     _typed(cut.outputs[0], hidden, [*_dims(hidden)[:axis], 1, *_dims(hidden)[axis + 1 :]])
     graph.insert_before(node, cut)
     node.replace_input_with(0, cut.outputs[0])
     output.shape = ir.Shape([*_dims(output)[:axis], 1, *_dims(output)[axis + 1 :]])
     return True
-
-
-def _last_slice(axis: int) -> dict[str, int]:
-    return {"start": -1, "end": np.iinfo(np.int64).max, "axis": axis}
 
 
 def merge_products(graph: ir.Graph) -> int:
@@ -102,13 +99,13 @@ def merge_products(graph: ir.Graph) -> int:
 
 def _merge(graph: ir.Graph, nodes: list[ir.Node], adds: list[ir.Node]) -> None:
     first, source = nodes[0], nodes[0].inputs[0]
-    matrices = [_array(node.inputs[1]) for node in nodes]
+    matrices = [array_of(node.inputs[1]) for node in nodes]
     assert source is not None and first.name is not None
     weight = constant(graph, f"{first.name}_weights", np.concatenate(matrices, axis=1))
     product = ir.node("MatMul", inputs=[source, weight], name=f"{first.name}_merged")
     made = [product]
     if adds:
-        values = np.concatenate([_array(constant_side(add)) for add in adds])
+        values = np.concatenate([array_of(constant_side(add)) for add in adds])
         bias = constant(graph, f"{first.name}_biases", values)
         made.append(ir.node("Add", inputs=[product.outputs[0], bias], name=f"{first.name}_bias"))
     width = sum(matrix.shape[1] for matrix in matrices)
@@ -310,7 +307,7 @@ def _rank(value: ir.Value | None) -> int:
     return len(_dims(value))
 
 
-def _array(value: ir.Value | None) -> np.ndarray:
+def array_of(value: ir.Value | None) -> np.ndarray:
     assert value is not None and value.const_value is not None
     return value.const_value.numpy()
 

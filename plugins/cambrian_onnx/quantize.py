@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from cambrian_onnx.fuse import DOMAIN, bias_after, constant, constant_side, drop_unused
+from cambrian_onnx.fuse import DOMAIN, array_of, bias_after, constant, constant_side, drop_unused
 
 BLOCK = 128
 MIDDLE = 128  # stands for 0 in unsigned bytes
@@ -67,7 +67,7 @@ def quantize_table(
     table = node.inputs[0]
     if table is None or not _quantizable(table) or _shape(table)[1] % BLOCK:
         return False
-    data, scales = _packed(graph, table, _array(table), packed)
+    data, scales = _packed(graph, table, array_of(table), packed)
     flat = ir.node("Reshape", inputs=[data, constant(graph, f"{table.name}_shape", _shape(table))])
     lookup = ir.node(
         "GatherBlockQuantized",
@@ -94,7 +94,7 @@ def quantize_product(
     if table is None or not _quantizable(table):
         return False
     turned = table is not source
-    matrix = _array(table) if turned else _array(table).T  # (N, K)
+    matrix = array_of(table) if turned else array_of(table).T  # (N, K)
     add = bias_after(node)
     bias = constant_side(add) if add is not None else None
     if by_block or id(table) in packed:
@@ -142,11 +142,6 @@ def _quantizable(value: ir.Value) -> bool:
 def _shape(value: ir.Value) -> list[int]:
     assert value.const_value is not None
     return list(value.const_value.shape.numpy())
-
-
-def _array(value: ir.Value) -> np.ndarray:
-    assert value.const_value is not None
-    return value.const_value.numpy()
 
 
 def _turns(node: ir.Node) -> bool:

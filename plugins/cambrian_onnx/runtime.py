@@ -72,6 +72,10 @@ class OnnxSession(Session):
             for name, graph in graphs.items()
         }
         self._growing = {name: growing(graph.signature) for name, graph in graphs.items()}
+        self._axes = {
+            graph: {name: axis for name, (axis, _) in found.items()}
+            for graph, found in self._growing.items()
+        }
         self._gathers: dict[int, Any] = {}  # by the number of the elements' type
         self.provider = CUDA if device == "cuda" else CPU
 
@@ -149,7 +153,7 @@ class OnnxSession(Session):
         """Room for the state that the graph makes longer in place, if it does."""
         if not self._files[graph].length:
             return None
-        axes = {name: axis for name, (axis, _) in self._growing[graph].items()}
+        axes = self._axes[graph]
         grown = {name: values[name] for name in axes}
         return reserve(grown, axes, self._total(graph, sizes), self.device)
 

@@ -303,7 +303,7 @@ def test_int8_without_data_to_measure_it_on_is_refused(tmp_path: Path) -> None:
     model = checkpoint("gpt", tmp_path / "model")
     with pytest.raises(UsageError, match="--data"):
         api.export(model, tmp_path / "out", format="onnx-ort", precision="int8")
-    with pytest.raises(UsageError, match="'int8' is not one of"):
+    with pytest.raises(UsageError, match=r"'int8' is not one of .*onnx-ort has it"):
         api.export(model, tmp_path / "out", precision="int8")
     with pytest.raises(UsageError, match="Only a coarse precision"):
         api.export(model, tmp_path / "out", data=["text.txt"])
