@@ -62,17 +62,22 @@ def export(
 ) -> Artifact:
     """Export a checkpoint or a named model, and prove the export equal to it on `device`.
 
-    What a coarse precision (int8) costs is measured on what `data` names, or else on what the
-    model's own training held out; `limits` replace by how much each figure may change.
+    What a coarse precision (int8, int4) costs is measured on what `data` names, or else on what
+    the model's own training held out; `limits` replace by how much each figure may change (0: not
+    at all for the worse). The weights of int4 are fitted to one part of that data, or to what the
+    model was trained on, and measured on the other.
     """
+    from cambrian.exporting import quality
     from cambrian.exporting.flow import export_model
 
     registry = load_registry()
     checkpoint = open_checkpoint(target, registry, fetching)
     exporter, processor = registry.pick("exporter", format), checkpoint.processor()
-    measure, kind = None, checkpoint.spec.pipeline.load()
-    if precision in exporter.exporter.load().rounding:
-        measure = measuring(checkpoint, processor, data)
+    measure, drive, tolerated = None, None, checkpoint.spec.pipeline.load().tolerated
+    writer = exporter.exporter.load()
+    if precision in writer.rounding:
+        tolerated = quality.limits(tolerated, limits)
+        measure, drive = measuring(checkpoint, processor, data, precision in writer.fitted)
     elif data or limits:
         raise UsageError(
             f"Only a coarse precision is measured on data, and '{format}' has none called "
@@ -97,7 +102,8 @@ def export(
         device=device,
         progress=report,
         measure=measure,
-        tolerated={**kind.tolerated, **limits},
+        tolerated=tolerated,
+        drive=drive,
     )
 
 

@@ -111,6 +111,10 @@ class Artifact:
         for name in [*manifest.files, *(graph.file for graph in manifest.graphs.values())]:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise BrokenFile(f"{file} names '{name}', which lies outside the folder.")
+        for graph in manifest.graphs.values():
+            outputs = {port.name for port in graph.signature.outputs}
+            if missing := graph.signature.state.keys() - outputs:
+                raise BrokenFile(f"{file} names '{min(missing)}' as state, which is no output.")
         return cls(path, manifest)
 
     def check(self) -> None:

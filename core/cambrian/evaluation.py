@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from math import exp
 from pathlib import Path
@@ -20,12 +21,13 @@ from cambrian.registry import load_registry
 from cambrian.runs import RECIPE, TRAIN, Wishes, absolute
 
 if TYPE_CHECKING:
-    from cambrian.data import Prepared, Processor
+    from cambrian.data import Batches, Prepared, Processor
     from cambrian.pipeline import Pipeline
     from cambrian.scores import Scores
 
 
 MOST = 500  # examples, or batches, that an export is measured on
+ENOUGH = 1 << 14  # labels that weights are fitted to
 
 
 def evaluate(
@@ -113,22 +115,43 @@ def held_out(
 
     A checkpoint that no run of ours made is measured on its recipe's data.
     """
-    spec, config, recipe = checkpoint.spec, checkpoint.config, checkpoint.spec.recipe
+    config, recipe = measured_on(*trained_on(checkpoint), data, settings)
+    prepared = checkpoint.spec.data.load()(config, recipe, processor=processor, evaluate_only=True)
+    return _with_held_out(prepared)
+
+
+def split(checkpoint: Checkpoint, processor: Processor, data: Sequence[str]) -> Prepared:
+    """What `data` names, or else what the checkpoint's run read, in two parts as for training;
+    UsageError if nothing is held out."""
+    config, recipe = trained_on(checkpoint)
+    if data:
+        named: dict[str, Any] = {"source": [absolute(source) for source in data], "validation": []}
+        config, recipe = apply(config, recipe, {"data": named}, "--data")
+    return _with_held_out(checkpoint.spec.data.load()(config, recipe, processor=processor))
+
+
+def trained_on(checkpoint: Checkpoint) -> tuple[Any, Recipe]:
+    """The settings of the checkpoint's run, or of its recipe where no run of ours made it."""
+    config, recipe = checkpoint.config, checkpoint.spec.recipe
     file = checkpoint.path / TRAIN / RECIPE
     if file.is_file():
-        changes = {k: v for k, v in read_changes(file).items() if k != "model"}
+        changes = {k: v for k, v in read_changes(file).items() if k not in ("model", "trainer")}
         config, recipe = apply(config, recipe, changes, str(file))
-    config, recipe = measured_on(config, recipe, data, settings)
-    prepared = spec.data.load()(config, recipe, processor=processor, evaluate_only=True)
+    return config, recipe
+
+
+def _with_held_out(prepared: Prepared) -> Prepared:
     if prepared.validation is None and not prepared.examples:
         raise UsageError("There is no held-out data to evaluate on; name some with --data.")
     return prepared
 
 
 def measuring(
-    checkpoint: Checkpoint, processor: Processor, data: Sequence[str]
-) -> Callable[[Pipeline], Mapping[str, float]]:
-    """A function that gives a pipeline's figures on held-out data, for an export that rounds.
+    checkpoint: Checkpoint, processor: Processor, data: Sequence[str], fitted: bool = False
+) -> tuple[Callable[[Pipeline], Mapping[str, float]], Callable[[Pipeline], None]]:
+    """For an export that rounds: a function that gives a pipeline's figures on held-out data, and
+    one that runs a pipeline on other data, for weights to be `fitted` to. These are two parts of
+    the data then, and else all of it is held out.
 
     UsageError if the checkpoint knows no such data and none is named, or the task has no figure
     that tells its quality.
@@ -143,17 +166,32 @@ def measuring(
             "What rounding costs must be measured, and this checkpoint names no held-out data; "
             "name some with --data."
         )
-    prepared = held_out(checkpoint, processor, data, ())
+    parts = split if fitted else partial(held_out, settings=())
+    prepared = parts(checkpoint, processor, data)
 
     def measure(pipeline: Pipeline) -> Mapping[str, float]:
         found = figures(pipeline, prepared, {}, MOST)
-        if found is None or not found.metrics.keys() & pipeline.tolerated.keys():
+        measured = {} if found is None else found.metrics
+        if missing := pipeline.tolerated.keys() - measured.keys():
             raise UsageError(
-                f"The data gives {spec.name} no figure that tells what rounding costs."
+                f"The data gives {spec.name} no {min(missing)}, which tells what rounding costs; "
+                "name other data with --data."
             )
-        return found.metrics
+        return measured
 
-    return measure
+    return measure, partial(run_on, prepared.train)
+
+
+def run_on(batches: Batches, pipeline: Pipeline) -> None:
+    """Run a pipeline on the first ENOUGH labels; UsageError for a task without likelihood."""
+    seen = number = 0
+    while seen < ENOUGH and number < len(batches):
+        found = pipeline.likelihood(batches.batch(number))
+        if found is None:
+            raise UsageError(
+                f"A {type(pipeline).__name__} has no likelihood to fit weights by; export in int8."
+            )
+        seen, number = seen + found[1], number + 1
 
 
 def figures(

@@ -13,7 +13,7 @@ import io
 import logging
 import textwrap
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,13 +22,15 @@ from typing import ClassVar
 import onnx
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
 
 import cambrian
-from cambrian.artifact import GraphFile, Port, Signature, growing, resolve_shape, terms
+from cambrian.artifact import GraphFile, Port, Signature, growing
 from cambrian.errors import CambrianError, UsageError
 from cambrian.exporting import Exporter
+from cambrian.exporting.tracing import traceable
 from cambrian.model import Graph, Model
+from cambrian.runtime import Session
+from cambrian_onnx.fit import fit
 from cambrian_onnx.fuse import fuse
 from cambrian_onnx.quantize import quantize
 from cambrian_onnx.rewrite import absorb_past, share_tied
@@ -37,7 +39,10 @@ OPSET = 23  # the first with Attention, which keeps the past inside the operator
 # Larger weights lie beside the graph, whence engines map them: GPT-2 small then loads in 1.0 s
 # instead of 1.7 s, and exports in 0.9 GB of memory instead of 2.4 GB. (Protobuf ends at 2 GiB.)
 INLINE_LIMIT = 32 << 20
-SIZES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)  # distinct, for equal sizes could be taken for one
+BITS = {"int8": 8, "int4": 4}  # of the weights, in the precisions that quantize them
+# Of these torch remembers, beyond an export, how to take them apart step by step, and in the next
+# one, which should keep them whole, the length would no longer be free (torch 2.13).
+RECURRENT = (torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
 
 
 class OnnxExporter(Exporter):
@@ -69,7 +74,7 @@ class OnnxExporter(Exporter):
         for graph in graphs:
             file = "model.onnx" if len(graphs) == 1 else f"{graph.name}_model.onnx"
             files[graph.name] = write_graph(
-                graph, folder / file, fused=self.fused, bits=8 if precision == "int8" else None
+                graph, folder / file, fused=self.fused, bits=BITS.get(precision)
             )
         return files
 
@@ -92,21 +97,20 @@ class OrtExporter(OnnxExporter):
     """Writes the same files for ONNX Runtime alone: with its own operators, the past in buffers
     that are written in place, and the head computed for the last token only."""
 
-    precisions: ClassVar[tuple[str, ...]] = ("float32", "float16", "int8")
-    rounding: ClassVar[tuple[str, ...]] = ("int8",)
+    precisions: ClassVar[tuple[str, ...]] = ("float32", "float16", "int8", "int4")
+    rounding: ClassVar[tuple[str, ...]] = ("int8", "int4")
+    fitted: ClassVar[tuple[str, ...]] = ("int4",)
     fused: ClassVar[bool] = True
 
+    def refuses(self, model: Model, precision: str) -> str | None:
+        if reason := super().refuses(model, precision):
+            return reason
+        if precision == "int4" and not any(growing(graph.signature) for graph in model.graphs()):
+            return "int4 is for what is run token by token, and this model is not; use int8"
+        return None
 
-class _Positional(nn.Module):
-    """The graph's module with its inputs in order: names like "present.0.key" are no arguments."""
-
-    def __init__(self, graph: Graph) -> None:
-        super().__init__()
-        self.module = graph.module
-        self.names = [port.name for port in graph.signature.inputs]
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return self.module(**dict(zip(self.names, inputs, strict=True)))
+    def fit(self, model: Model, precision: str, drive: Callable[[Session], None]) -> Model:
+        return fit(model, drive)
 
 
 def half(model: Model) -> Model:
@@ -141,6 +145,12 @@ def write_graph(
 
     `fused`: with ONNX Runtime's own operators. `bits`: of the weights, if they are quantized.
     """
+    for layer in graph.module.modules():
+        if isinstance(layer, torch.nn.RNNBase) and layer.weight_hh_l0.dtype == torch.float16:
+            raise UsageError(  # on a CPU it ends the process
+                f"Graph '{graph.name}' holds a layer of {layer.mode}, which ONNX Runtime cannot "
+                "compute in float16; export it in float32."
+            )
     with _quiet(), torch.no_grad():
         model = trace(graph)
         body = model.graph
@@ -152,7 +162,7 @@ def write_graph(
         if fused:
             found = fuse(body, grown(graph.signature), graph.last)
             signature, length = narrowed(graph.signature, found.last), found.length
-        if bits and not quantize(body, by_block=bool(length)):
+        if bits and not quantize(body, bool(length), bits):
             raise UsageError(
                 f"Graph '{graph.name}' multiplies by no matrix that is worth quantizing; export it "
                 "in float16."
@@ -181,20 +191,18 @@ def grown(signature: Signature) -> dict[str, str]:
 
 def trace(graph: Graph) -> ir.Model:
     """The graph as torch exports it."""
-    ports = graph.signature.inputs
-    dynamic = tuple(
-        {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(port.shape) if _named(dim)}
-        for port in ports
-    )
+    module, inputs, dynamic_shapes = traceable(graph)
+    for recurrent in RECURRENT:
+        recurrent._dispatch_cache.clear()  # pyright: ignore[reportPrivateUsage]
     try:
         program = torch.onnx.export(
-            _Positional(graph).eval(),
-            example(graph.signature),
+            module,
+            inputs,
             dynamo=True,
             opset_version=OPSET,
-            input_names=[port.name for port in ports],
+            input_names=[port.name for port in graph.signature.inputs],
             output_names=[port.name for port in graph.signature.outputs],
-            dynamic_shapes=(dynamic,),
+            dynamic_shapes=dynamic_shapes,
             verbose=False,
         )
     except torch.onnx.OnnxExporterError as error:
@@ -215,25 +223,6 @@ def save(model: ir.Model, file: Path) -> None:
     values = (value.const_value for value in model.graph.initializers.values())
     size = sum(tensor.nbytes for tensor in values if tensor is not None)
     ir.save(model, file, external_data=f"{file.name}.data" if size > INLINE_LIMIT else None)
-
-
-def example(signature: Signature) -> tuple[Tensor, ...]:
-    """Inputs to trace with: every named dimension has a size of its own, at least 2."""
-    names = dict.fromkeys(
-        name for port in signature.inputs for dim in port.shape for _, name in terms(dim) if name
-    )
-    sizes = dict(zip(names, SIZES, strict=False))
-    generator = torch.Generator().manual_seed(0)
-    return tuple(
-        _filled(port, resolve_shape(port.shape, sizes), generator) for port in signature.inputs
-    )
-
-
-def _filled(port: Port, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    dtype: torch.dtype = getattr(torch, port.dtype)
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).to(dtype)
-    return torch.ones(shape, dtype=dtype)
 
 
 def tidy(model: ir.Model, name: str, signature: Signature, length: str) -> None:
@@ -272,10 +261,6 @@ def tidy(model: ir.Model, name: str, signature: Signature, length: str) -> None:
     model.metadata_props.clear()
     model.doc_string = body.doc_string = None
     model.producer_name, model.producer_version = "cambrian", cambrian.__version__
-
-
-def _named(dim: int | str) -> bool:
-    return isinstance(dim, str)
 
 
 @contextlib.contextmanager

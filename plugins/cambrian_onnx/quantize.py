@@ -1,9 +1,10 @@
-"""Weights in 8 bits: products by ONNX Runtime's quantized operators, and the embedding with them.
+"""Weights in 8 bits or 4: products by ONNX Runtime's quantized operators, and the embedding.
 
 A graph that is run token by token multiplies by blocks (MatMulNBits: a scale for every 128 weights
 of a column; each row's activations are rounded for themselves). One that sees all tokens at once
 multiplies whole (DynamicQuantizeMatMul: a scale for each column and one for all activations of a
 call, so that rows of a batch can touch each other's last bits), which is twice as fast there.
+Nothing is rounded to 4 bits here: they hold what lies on a grid of 16 steps already (see `fit`).
 Source: onnxruntime, docs/ContribOperators.md.
 """
 
@@ -18,10 +19,13 @@ BLOCK = 128
 MIDDLE = 128  # stands for 0 in unsigned bytes
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level; at 0 it computes in float32, much slower
 SMALL = 1024  # weights; fewer are left alone
+FINE = 32  # weights of a block in 4 bits
+STEPS = 15  # above the lowest in 4 bits
 
 
-def quantize(graph: ir.Graph, by_block: bool) -> int:
-    """Quantize every product with a constant matrix, and the tables whose rows are looked up.
+def quantize(graph: ir.Graph, by_block: bool, bits: int = 8) -> int:
+    """Quantize every product with a constant matrix, and the tables whose rows are looked up: in
+    8 bits, or where `bits` is 4 and 4 lose nothing, in these.
 
     Returns how many were quantized.
     """
@@ -32,7 +36,7 @@ def quantize(graph: ir.Graph, by_block: bool) -> int:
             changed += quantize_table(graph, node, packed)
     for node in list(graph):
         if node.op_type == "MatMul":
-            changed += quantize_product(graph, node, by_block, packed)
+            changed += quantize_product(graph, node, by_block, packed, bits)
     drop_unused(graph)
     return changed
 
@@ -51,6 +55,42 @@ def blocks(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scales = np.abs(parts).max(-1) / 127
     steps = parts / np.where(scales, scales, 1)[..., None]
     return (np.rint(steps) + MIDDLE).astype(np.uint8), scales.astype(np.float32)
+
+
+def grids(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Rows (N, K) as steps (N, C, FINE) from 0 to STEPS, padded with what stands for 0, with the
+    scales and that step (N, C) of each block: a weight is (step - zero) * scale, to the last bits.
+
+    None where a block lies on no such grid. The coarsest is taken: the largest magnitude is 1, 2
+    or at most 15 steps from 0.
+    """
+    rows, width = matrix.shape
+    count = -(-width // FINE)
+    parts = np.zeros((rows, count * FINE), np.float32)
+    parts[:, :width] = matrix
+    parts = parts.reshape(-1, FINE)
+    largest = np.abs(parts).max(-1)
+    scales = np.where(largest, np.float32(np.nan), np.float32(1))
+    for most in range(1, STEPS + 1):
+        left = np.flatnonzero(np.isnan(scales))
+        scale = largest[left] / most
+        steps = parts[left] / scale[:, None]
+        fits = (np.abs(steps - np.rint(steps)) < 1e-4).all(-1)
+        fits &= np.rint(steps.max(-1).clip(min=0) - steps.min(-1).clip(max=0)) <= STEPS
+        scales[left[fits]] = scale[fits]
+    if np.isnan(scales).any():
+        return None
+    steps = np.rint(parts / scales[:, None])
+    zeros = -steps.min(-1).clip(max=0)
+    found = (steps + zeros[:, None]).astype(np.uint8).reshape(rows, count, FINE)
+    return found, scales.reshape(rows, count), zeros.astype(np.uint8).reshape(rows, count)
+
+
+def halves(values: np.ndarray) -> np.ndarray:
+    """Two numbers below 16 in each byte, along the last axis, the first one in the lower bits."""
+    if values.shape[-1] % 2:
+        values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=-1)
+    return values[..., ::2] | values[..., 1::2] << 4
 
 
 def columns(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -85,8 +125,9 @@ def quantize_product(
     node: ir.Node,
     by_block: bool,
     packed: dict[int, tuple[ir.Value, ir.Value]],
+    bits: int,
 ) -> bool:
-    """Multiply by bytes."""
+    """Multiply by bytes, or by halves of bytes."""
     source = node.inputs[1]
     assert source is not None
     transpose = source.producer()
@@ -97,17 +138,21 @@ def quantize_product(
     matrix = array_of(table) if turned else array_of(table).T  # (N, K)
     add = bias_after(node)
     bias = constant_side(add) if add is not None else None
+    attributes: dict[str, int] = {}
     if by_block or id(table) in packed:
-        data, scales = _packed(graph, table, matrix, packed)
-        rows, width = matrix.shape
-        attributes = {"bits": 8, "block_size": BLOCK, "K": width, "N": rows}
+        fine = bits == 4 and id(table) not in packed
+        found = _halved(graph, table, matrix) if fine else None
+        size = (
+            {"bits": 8, "block_size": BLOCK} if found is None else {"bits": 4, "block_size": FINE}
+        )
+        data, scales, zeros = found or (*_packed(graph, table, matrix, packed), None)
+        attributes = {"N": len(matrix), "K": matrix.shape[1], **size}
         attributes["accuracy_level"] = INT8_ACTIVATIONS
-        kind, inputs = "MatMulNBits", [node.inputs[0], data, scales, None, None, bias]
+        kind, inputs = "MatMulNBits", [node.inputs[0], data, scales, zeros, None, bias]
     else:
         values, factors = columns(matrix.T)
         data = constant(graph, f"{table.name}_int8", np.ascontiguousarray(values))
         scales = constant(graph, f"{table.name}_scales", factors)
-        attributes = {}
         kind, inputs = "DynamicQuantizeMatMul", [node.inputs[0], data, scales, None, bias]
     product = ir.node(kind, domain=DOMAIN, inputs=inputs, attributes=attributes, name=node.name)
     graph.insert_before(node, product)
@@ -132,6 +177,21 @@ def _packed(
             constant(graph, f"{table.name}_scales", scales),
         )
     return packed[id(table)]
+
+
+def _halved(
+    graph: ir.Graph, table: ir.Value, matrix: np.ndarray
+) -> tuple[ir.Value, ir.Value, ir.Value] | None:
+    """The halves of bytes, scales and zeros of a matrix, if it lies on grids."""
+    found = grids(matrix)
+    if found is None:
+        return None
+    steps, scales, zeros = found
+    return (
+        constant(graph, f"{table.name}_uint4", halves(steps)),
+        constant(graph, f"{table.name}_scales", scales),
+        constant(graph, f"{table.name}_zeros", halves(zeros)),
+    )
 
 
 def _quantizable(value: ir.Value) -> bool:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from cambrian.config import update
+from cambrian.data import IGNORED, Arrays
 from cambrian.data.rows import padded
 from cambrian.errors import UsageError
 from cambrian.generation import text
 from cambrian.generation.beams import beam_search
 from cambrian.generation.config import GenerationConfig
 from cambrian.generation.decoding import Decoding, Tokens
-from cambrian.generation.sampling import continuations, greedy
+from cambrian.generation.sampling import continuations, greedy, surprise
 from cambrian.pipeline import Pipeline
 from cambrian.runtime import Array, Session
 from cambrian.workload import GenerationSizes, Workload, random_ids
@@ -102,6 +103,27 @@ class Text2Text(Pipeline):
         settings = update(self.defaults, options, "options")
         decoding = self._decoding(self._encode([item]), settings)
         yield from text.stream(decoding, self._decode, settings, self._ends(settings))
+
+    def likelihood(self, batch: Arrays) -> tuple[float, int]:
+        """Of the targets' tokens, given their sources. Where an engine gives the logits of the last
+        token alone, it reads token by token, as when it generates."""
+        labels, mask = (batch[name].astype(np.int64) for name in ("labels", "attention_mask"))
+        source = {"input_ids": batch["input_ids"].astype(np.int64), "attention_mask": mask}
+        _, state = self.session.run("encoder", source)
+        known = labels != IGNORED
+        start = np.full_like(labels[:, :1], self.config.decoder_start_token_id)
+        before = np.where(known, labels, self.config.pad_token_id)[:, :-1]
+        given = np.concatenate((start, before), axis=1)
+        outputs = {port.name: port.shape for port in self.session.signatures["decoder"].outputs}
+        width = 1 if outputs["logits"][1] == 1 else given.shape[1]
+        total = 0.0
+        for place in range(0, given.shape[1], width):
+            here = np.s_[:, place : place + width]
+            inputs = {"input_ids": given[here], "encoder_attention_mask": mask}
+            found, state = self.session.run("decoder", inputs, state)
+            logits = found["logits"].astype(np.float32)
+            total += surprise(logits[known[here]], labels[here][known[here]])
+        return total, int(known.sum())
 
     def workload(self, sizes: GenerationSizes) -> Workload:
         """What follows sources of random tokens; the first token waits for the encoder, too."""

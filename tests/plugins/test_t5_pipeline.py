@@ -17,13 +17,16 @@ import transformers
 
 from cambrian import __version__
 from cambrian.api import export, load
+from cambrian.artifact import Artifact, Manifest
 from cambrian.checkpoint import save_description, save_weights
 from cambrian.data.tokenizer import Tokenizer, fitted
 from cambrian.errors import UsageError
 from cambrian.runtime.torch import TorchSession
+from cambrian_onnx.exporter import OrtExporter
+from cambrian_onnx.runtime import OnnxSession
 from cambrian_t5 import register_models
 from cambrian_t5.config import T5Config
-from cambrian_t5.data import SPECIALS
+from cambrian_t5.data import SPECIALS, batch
 from cambrian_t5.metrics import compare
 from cambrian_t5.model import T5
 from cambrian_t5.pipeline import Text2Text
@@ -252,6 +255,34 @@ def test_an_export_writes_the_same_text(name: str, tokenizer: Tokenizer, tmp_pat
         if "do_sample" not in options:
             alone = [exported([item], max_new_tokens=9, **options)[0] for item in INPUTS]
             assert [result["tokens"] for result in alone] == [result["tokens"] for result in want]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_likelihood_is_the_loss_of_the_labels(
+    name: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    settings = config(tokenizer, **SHAPES[name], num_layers=1)
+    torch.manual_seed(0)
+    model = T5(settings).eval()
+    rows = [[*tokenizer.encode_batch([item])[0], 1] for item in INPUTS]
+    found = batch(rows, [[*row[::-1], 1] for row in rows], settings.pad_token_id)
+    want = model.evaluate({key: torch.from_numpy(value) for key, value in found.items()})
+    graphs = OrtExporter().export(model, tmp_path, precision="float32")
+    assert graphs["decoder"].signature.outputs[0].shape[1] == 1  # it reads token by token
+    manifest = Manifest(
+        format="onnx-ort",
+        architecture="t5",
+        task=SPEC.task,
+        precision="float32",
+        graphs=graphs,
+        files={},
+        receipt={},
+        cambrian=__version__,
+    )
+    for session in (TorchSession(model), OnnxSession(Artifact(tmp_path, manifest), "cpu")):
+        total, count = Text2Text(session, tokenizer, settings).likelihood(found)
+        assert count == want["count"]
+        assert total / count == pytest.approx(float(want["loss"]), rel=1e-5)
 
 
 def test_scores_are_those_of_the_packages() -> None:

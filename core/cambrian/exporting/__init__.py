@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,21 +14,30 @@ from cambrian.artifact import GraphFile
 
 if TYPE_CHECKING:
     from cambrian.model import Model
+    from cambrian.runtime import Session
 
 
 class Exporter(ABC):
     """Writes one file format.
 
     `distributions` are the packages whose versions a receipt records; `rounding` are precisions
-    so coarse that what they cost the task must be measured on held-out data.
+    so coarse that what they cost the task must be measured on held-out data, and `fitted` those
+    of them whose weights are made by `fit`.
     """
 
     distributions: ClassVar[tuple[str, ...]] = ()
     rounding: ClassVar[tuple[str, ...]] = ()
+    fitted: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def refuses(self, model: Model, precision: str) -> str | None:
         """Why this model cannot be written in this precision, or None if it can."""
+
+    def fit(self, model: Model, precision: str, drive: Callable[[Session], None]) -> Model:
+        """A copy of `model` with weights that the precision can hold, in float32: what is then
+        written, and what the files are held to. `drive` runs the model's task on a session, on
+        data that the model may have been trained on."""
+        return model
 
     @abstractmethod
     def export(self, model: Model, folder: Path, *, precision: str) -> dict[str, GraphFile]:

@@ -34,9 +34,10 @@ def card(
 {graphs}
 
 {use}
-## Checked against the model
+## Checked against the model{" with its weights fitted" * found.get("fitted", False)}
 
-Every output of every case, over all its elements, on {quoted(str(found["provider"]))}: at most \
+{_quality(found)}Every output of every case, over all its elements, on \
+{quoted(str(found["provider"]))}: at most \
 {found["max_abs_diff"]:.2g} off, where {found["limit"]:.0e} times the largest magnitude (at least \
 1) is allowed; largest elements agree in {found["argmax_agreement"]:.4%}; the pipeline's probe: \
 {quoted(str(found["probe"]))}.
@@ -47,6 +48,15 @@ Every output of every case, over all its elements, on {quoted(str(found["provide
 
 Weights sha256 `{quoted(str(found["weights_sha256"]))}`; {versions}.
 """)
+
+
+def _quality(found: Mapping[str, Any]) -> str:
+    """What rounding cost, if it was measured."""
+    if "quality" not in found:
+        return ""
+    before, after = found["quality"]["model"], found["quality"]["export"]
+    figures = (f"{quoted(key)} {after[key]:.4g} (the model's: {before[key]:.4g})" for key in after)
+    return f"On held-out data: {', '.join(figures)}.\n\n"
 
 
 def _rows(cases: list[Mapping[str, Any]]) -> str:

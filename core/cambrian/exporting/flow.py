@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
@@ -36,14 +36,16 @@ from cambrian.runtime.torch import TorchSession
 from cambrian.specs import ExporterSpec, ModelSpec, RuntimeSpec
 
 Measure = Callable[[Pipeline], Mapping[str, float]]
+Drive = Callable[[Pipeline], None]
 DISTRIBUTIONS = ("torch", "numpy")  # whose versions a receipt records, beside the exporter's
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Export:
-    """One export: what `export_model` was given."""
+    """One export: what `export_model` was given, and what the exporter made of the model."""
 
     model: Model
+    rounded: Model
     spec: ModelSpec
     processor: Processor
     config: Any
@@ -58,9 +60,19 @@ class _Export:
     measure: Measure | None
     tolerated: Mapping[str, float]
 
+    def fit(self, exporter: Exporter, drive: Drive | None) -> _Export:
+        """The same with the exporter's weights; UsageError if there is nothing to fit them to."""
+        if drive is None:
+            raise UsageError(f"Weights in {self.precision} must be fitted to data; name some.")
+        self.progress(f"fitting weights to {self.precision}")
+        rounded = exporter.fit(
+            self.model, self.precision, lambda session: drive(self.pipeline(session))
+        )
+        return replace(self, rounded=rounded)
+
     def write(self, folder: Path, exporter: Exporter) -> Manifest:
         """Fill the folder with all but what verification adds."""
-        graphs = exporter.export(self.model, folder, precision=self.precision)
+        graphs = exporter.export(self.rounded, folder, precision=self.precision)
         for name, data in self.config_files.items():
             (folder / name).write_bytes(data)
         self.processor.save(folder)
@@ -90,11 +102,12 @@ class _Export:
         return manifest
 
     def verify(self, folder: Path, exporter: Exporter) -> tuple[dict[str, Any], str]:
-        """Open the folder as users will and hold it to the model: the receipt, and why it fails.
+        """Open the folder as users will and hold it to the model, with its weights as the
+        precision has them: the receipt, and why it fails.
 
         Writes the golden vectors on the way.
         """
-        reference = TorchSession(self.model, self.device)
+        reference = TorchSession(self.rounded, self.device)
         candidate = self.runtime.runtime.load()().open(folder, self.device)
         try:
             recorder = Recorder()
@@ -107,19 +120,22 @@ class _Export:
                 progress=lambda case: self.progress(f"checking {case}"),
             )
             want = self.pipeline(reference).probe()
-            probe = compare_probes(want, self.pipeline(candidate).probe())
+            probe = None
+            if not verdict(results, None, self.precision):  # else it may fail with what is wrong
+                probe = compare_probes(want, self.pipeline(candidate).probe())
             recorder.write(folder / GOLDEN, want)
             problem = verdict(results, probe, self.precision)
             found = receipt(results, probe, candidate, self.limit)
             if self.measure is not None:
                 self.progress("measuring what the rounding costs")
-                before = self.measure(self.pipeline(reference))
+                before = self.measure(self.pipeline(TorchSession(self.model, self.device)))
                 after = self.measure(self.pipeline(candidate))
                 found["quality"] = quality.summary(before, after, self.tolerated)
                 problem = problem or quality.worse(before, after, self.tolerated)
             found = {
                 "passed": not problem,
                 **found,
+                "fitted": self.rounded is not self.model,
                 "weights_sha256": self.weights_sha256,
                 "versions": versions((*DISTRIBUTIONS, *exporter.distributions)),
             }
@@ -156,7 +172,6 @@ class _Export:
         """Move the folder to `aside`, without a manifest, so that nothing opens it by mistake."""
         self.describe(folder, draft.graphs, found)
         (folder / MANIFEST).rename(folder / REJECTED)
-        require_ours(aside)
         if aside.exists():
             shutil.rmtree(aside)
         folder.rename(aside)
@@ -180,21 +195,24 @@ def export_model(
     progress: Progress = lambda what: None,
     measure: Measure | None = None,
     tolerated: Mapping[str, float] = MappingProxyType({}),
+    drive: Drive | None = None,
 ) -> Artifact:
     """Export `model` to the folder `out` and prove the result equal to it on `runtime`.
 
     `config_files` are written as they are (config.json, generation_config.json). `tolerance`
     replaces the precision's limit. `progress` is told what goes on. `measure` gives a pipeline's
     figures on held-out data: the export is refused if they are worse than the model's by more
-    than is `tolerated`. Whatever fails, and whenever,
-    leaves no `out` and no part of it; UsageError where `out` exists and `force` is not given, or
-    where the exporter refuses; Rejected where the result does not equal the model: its files are
-    then in `out`.rejected.
+    than is `tolerated`. `drive` runs a pipeline on other data, for precisions whose weights are
+    fitted. Whatever fails, and whenever, leaves no `out` and no part of it; UsageError where `out`
+    exists and `force` is not given, or where the exporter refuses; Rejected where the result does
+    not equal the model: its files are then in `out`.rejected.
     """
     require_free(out, force, "add --force to replace it, or choose another folder.")
     require_ours(out)
+    require_ours(beside(out))
     job = _Export(
         model=model,
+        rounded=model,
         spec=spec,
         processor=processor,
         config=config,
@@ -214,13 +232,15 @@ def export_model(
     writer = exporter.exporter.load()()
     if reason := writer.refuses(model, precision):
         raise UsageError(f"Cannot export {spec.name} with '{exporter.name}': {reason}.")
+    if precision in writer.fitted:
+        job = job.fit(writer, drive)
     try:
         with staged_folder(out) as folder:
             job.progress(f"exporting {spec.name}")
             draft = job.write(folder, writer)
             found, problem = job.verify(folder, writer)
             if problem:
-                aside = out.with_name(f"{out.name}.rejected")
+                aside = beside(out)
                 job.set_aside(folder, draft, found, aside)
                 raise Rejected(
                     f"The export does not equal its model: {problem}. Nothing was written to "
@@ -230,6 +250,13 @@ def export_model(
     except OSError as error:
         raise disk_failure(error, f"{out}") from error
     return Artifact.open(out)
+
+
+def beside(out: Path) -> Path:
+    """Where an export goes that fails; UsageError where nothing can be beside it (".")."""
+    if out.name in ("", ".."):
+        raise UsageError(f"{out} cannot be replaced as a whole; name a folder that is to be made.")
+    return out.with_name(f"{out.name}.rejected")
 
 
 def require_ours(folder: Path) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cambrian.artifact import Port, Signature, resolve_shape, terms
 from cambrian.errors import CambrianError, nearest
-from cambrian.runtime import Array
+from cambrian.runtime import Array, State
 
 Shape = Sequence[int]
 
@@ -22,6 +22,31 @@ def signature_of(signatures: Mapping[str, Signature], graph: str) -> Signature:
         hint = nearest(graph, signatures)
         raise CambrianError(f"There is no graph '{graph}', only {known}.{hint}")
     return signatures[graph]
+
+
+def collect(
+    graph: str,
+    signature: Signature,
+    inputs: Mapping[str, Array],
+    state: State | None,
+    shape_of: Callable[[Any], Shape] = lambda value: value.shape,
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """All that a call of `graph` takes, in the signature's order, checked as `bind` does, and the
+    sizes that it returns.
+
+    An input comes from `inputs`, else from `state` as the engine left it there, else it is an
+    empty numpy array: state that there is none of yet.
+    """
+    held = state or {}
+    names = [port.name for port in signature.inputs]
+    kept = {name: held[name] for name in names if name in held and name not in inputs}
+    shapes = {name: shape_of(value) for name, value in kept.items()}
+    sizes = bind(graph, signature, inputs, shapes)
+    given = {**inputs, **kept}
+    for port in signature.inputs:
+        if port.name not in given:
+            given[port.name] = np.zeros(resolve_shape(port.shape, sizes), port.dtype)
+    return {name: given[name] for name in names}, sizes
 
 
 def bind(

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cambrian.artifact import Port, Signature, resolve_shape
+from cambrian.artifact import Port, Signature
 from cambrian.checkpoint import Checkpoint
 from cambrian.errors import CambrianError
 from cambrian.model import Model
 from cambrian.registry import load_registry
 from cambrian.runtime import Array, Runtime, Session, State
-from cambrian.runtime.binding import bind, check_rows, signature_of
+from cambrian.runtime.binding import check_rows, collect, signature_of
 from cambrian.training.device import choose_device
 
 
@@ -48,24 +48,18 @@ class TorchSession(Session):
         self, graph: str, inputs: Mapping[str, Array], state: State | None = None
     ) -> tuple[dict[str, Array], State]:
         signature = signature_of(self.signatures, graph)
-        state = state or {}
-        names = [port.name for port in signature.inputs]
-        held = {name: state[name] for name in names if name in state and name not in inputs}
-        sizes = bind(graph, signature, inputs, {name: x.shape for name, x in held.items()})
-        given: dict[str, Tensor] = {}
-        for port in self.graphs[graph].signature.inputs:
-            dtype = getattr(torch, port.dtype)
-            if port.name in inputs:
-                given[port.name] = _tensor(inputs[port.name]).to(self.device, dtype)
-            elif port.name in held:
-                given[port.name] = held[port.name]
-            else:
-                shape = resolve_shape(port.shape, sizes)
-                given[port.name] = torch.zeros(shape, dtype=dtype, device=self.device)
-        values = self._modules[graph](**given)
-        named = dict(zip((port.name for port in signature.outputs), values, strict=True))
+        values, _ = collect(graph, signature, inputs, state)
+        given = {
+            port.name: self._on_device(values[port.name], getattr(torch, port.dtype))
+            for port in self.graphs[graph].signature.inputs
+        }
+        outputs = self._modules[graph](**given)
+        named = dict(zip((port.name for port in signature.outputs), outputs, strict=True))
         renewed = {feeds: named.pop(name) for name, feeds in signature.state.items()}
-        return {name: _numpy(value) for name, value in named.items()}, {**state, **renewed}
+        return {name: _numpy(value) for name, value in named.items()}, {**(state or {}), **renewed}
+
+    def _on_device(self, value: Array | Tensor, dtype: torch.dtype) -> Tensor:
+        return value if isinstance(value, Tensor) else _tensor(value).to(self.device, dtype)
 
     @torch.inference_mode()
     def take(self, state: State, rows: Array) -> State:
