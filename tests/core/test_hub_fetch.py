@@ -102,7 +102,7 @@ def test_shards_and_bin_only_where_nothing_else_is(hub: LoopbackHub) -> None:
         fetch(Location("acme/odd"))
     outside = json.dumps({"weight_map": {"a": "../../../outside.safetensors"}}).encode()
     hub.create("acme/evil").commit({"config.json": b"{}", "model.safetensors.index.json": outside})
-    with pytest.raises(BrokenFile, match="lacks the file"):
+    with pytest.raises(BrokenFile, match="shards lie beside their index"):
         fetch(Location("acme/evil"))
 
 

@@ -4,6 +4,7 @@ sizes that are wrong; and what it leaves where it lies."""
 from __future__ import annotations
 
 import gzip
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,9 @@ from huggingface_hub import constants
 from cambrian.errors import BrokenFile, CambrianError
 from cambrian.files import cache_folder
 from cambrian.hub import Location, Wish, client, fetch, pin, plan, transfer, weights_header
+from cambrian.hub.cache import commits
 from cambrian.hub.layout import Layout
+from cambrian.hub.lock import Lock, Pin, PinnedFile
 from cambrian.testing.hub import Fault, LoopbackHub, Repository
 from cambrian.weight_files import encode_header
 from loopback import BLOB, LIST, MAIN, NEEDED, SHA256, SIZE, WEIGHTS, contents, point_at
@@ -155,3 +158,77 @@ def test_a_cached_header_is_read_without_the_hub(
     blob.unlink()
     with pytest.raises(client.Unreachable, match="is not in the cache"):
         weights_header(found.location, file)
+
+
+EXPORT: dict[str, bytes | Path | None] = {
+    "config.json": b"{}",
+    "manifest.json": b'{"files": {"config.json": "", "models/m/1/model.onnx": ""}}',
+    "models/m/1/model.onnx": WEIGHTS,
+    "models/m/1/other.onnx": b"not of the export",
+}
+
+
+def below(folder: Path) -> set[str]:
+    """The names of the files in a folder and in those below it."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_export_has_its_files_in_folders(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub.create("acme/served").commit(EXPORT)
+    main, wanted = Location("acme/served"), EXPORT.keys() - {"models/m/1/other.onnx"}
+    found = fetch(main)
+    assert found.files.keys() == below(found.folder) == wanted
+    assert (found.folder / "models/m/1/model.onnx").read_bytes() == WEIGHTS
+    [held] = commits(Layout.of(main.repo).root)
+    assert held.files.keys() == wanted and held.strangers == () and held.verified
+    held = pin(main)
+    Lock({"served": held}).write(tmp_path / "cambrian.lock")
+    assert Lock.read(tmp_path / "cambrian.lock").models["served"].files.keys() == wanted
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch(main).files.keys() == wanted
+    shutil.rmtree(cache_folder("verified"))  # now the links alone tell what there is
+    assert fetch(main).files.keys() == wanted
+
+
+def test_what_another_program_fetched_into_a_folder_is_a_stranger(hub: LoopbackHub) -> None:
+    commit = hub.create("acme/served").commit(EXPORT)
+    layout = Layout.of("acme/served")
+    names = ("models/m/1/model.onnx", "models/m/1/other.onnx")
+    for theirs in (layout.snapshot(commit) / name for name in names):
+        theirs.parent.mkdir(parents=True, exist_ok=True)
+        theirs.write_bytes(b"theirs")
+    fetch(Location("acme/served"))
+    [held] = commits(layout.root)
+    assert held.strangers == names
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "a/../x", "/x", "a//x", "a/./x", "a/.x", ".a/x", "a\\x", "c:/x", "a/\n", "", "a/",
+     "/".join("abcdefghi")],
+)  # fmt: skip
+def test_a_name_that_leads_elsewhere_is_not_seen(hub: LoopbackHub, name: str) -> None:
+    assert not client.plain(name)
+    manifest = json.dumps({"files": {name: "0" * 64}}).encode()
+    hub.create("acme/hostile").commit({"config.json": b"{}", "manifest.json": manifest})
+    with pytest.raises(BrokenFile, match="lacks the file "):
+        fetch(Location("acme/hostile"))
+    lock = Lock({"x": Pin("a/b", "1" * 40, {name: PinnedFile(1, "0" * 64)})})
+    with pytest.raises(ValueError, match="matching regex"):
+        Lock.parse(lock.text().encode())
+
+
+def test_shards_lie_beside_their_index(hub: LoopbackHub) -> None:
+    table = b'{"weight_map": {"a": "sub/model.safetensors"}}'
+    hub.create("acme/shards").commit(
+        {
+            "config.json": b"{}",
+            "model.safetensors.index.json": table,
+            "sub/model.safetensors": WEIGHTS,
+        }
+    )
+    with pytest.raises(BrokenFile, match=r"names 'sub/model\.safetensors'; shards lie beside"):
+        fetch(Location("acme/shards"))
+    assert hub.bytes_sent(r"sub/model\.safetensors") == 0

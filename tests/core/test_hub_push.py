@@ -153,6 +153,21 @@ def test_an_export_goes_with_its_receipt(hub: LoopbackHub, made: Made, tmp_path:
         (tmp_path / "kept").replace(made.artifact / "model.onnx")
 
 
+def test_an_export_with_folders_runs_from_the_hub(
+    hub: LoopbackHub, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    cambrian.export(made.model, tmp_path / "served", format="triton")
+    pushed = push(tmp_path / "served", "hf://alice/served")
+    assert "models/decoder/1/model.onnx" in pushed.sent
+    again = cambrian.run("hf://alice/served", ["1 and 2"], device="cpu", max_new_tokens=4)
+    assert again == cambrian.run(tmp_path / "served", ["1 and 2"], device="cpu", max_new_tokens=4)
+    assert cambrian.verify(cambrian.pull("hf://alice/served").folder, device="cpu")["cases"]
+
+
 def test_the_plan_names_all_and_sends_nothing(hub: LoopbackHub, model: Path) -> None:
     for name in (".env", "notes.txt", "secrets.json"):
         (model / name).write_text("{}")

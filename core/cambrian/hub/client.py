@@ -23,6 +23,7 @@ from cambrian.hub.location import COMMIT, Location
 
 T = TypeVar("T")
 LISTING_LIMIT = 32 << 20  # bytes; about 100,000 files
+DEPTH = 8  # a file's name and its folders'; what lies deeper is not seen
 CONNECT_SECONDS = 10.0
 WAITS = [1.0, 2.0, 4.0, 8.0, 8.0]  # seconds before each new attempt
 LONGEST_WAIT = 120.0  # seconds; a server that asks for more is not waited for
@@ -297,8 +298,14 @@ def list_files(location: Location) -> Listing:
 
 
 def plain(name: str) -> bool:
-    """Whether a name is of a file at the top of a repository, and fit to be one on a disk."""
-    return name.isprintable() and not name.startswith(".") and not set(name) & set("/\\:")
+    """Whether a name, with / between its folders, is fit to be one on a disk, and not hidden."""
+    parts = name.split("/")
+    return (
+        len(parts) <= DEPTH
+        and all(part and not part.startswith(".") for part in parts)
+        and name.isprintable()
+        and not set(name) & set("\\:")
+    )
 
 
 def remote_file(sibling: _Sibling) -> RemoteFile:

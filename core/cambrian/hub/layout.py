@@ -98,7 +98,7 @@ class Layout:
         target = os.path.relpath(blob, pointer.parent)
         if pointer.is_symlink() and str(pointer.readlink()) == target:
             return
-        fresh = pointer.with_name(f".{file.name}.{os.getpid()}.link")
+        fresh = pointer.with_name(f".{pointer.name}.{os.getpid()}.link")
         fresh.unlink(missing_ok=True)
         try:
             fresh.symlink_to(target)
@@ -146,19 +146,21 @@ class Layout:
         commit = self.commit(revision)
         if commit is None or not self.snapshot(commit).is_dir():
             return None
-        paths = sorted(self.snapshot(commit).iterdir())
-        found = [cached_file(path, copies.get(path.name, "")) for path in paths]
+        folder = self.snapshot(commit)
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+        found = [cached_file(folder, name, copies.get(name, "")) for name in names]
         files = {file.name: file for file in found if file is not None}
         return Listing(Location(self.repo, commit), files)
 
 
-def cached_file(pointer: Path, known: str = "") -> RemoteFile | None:
+def cached_file(folder: Path, name: str, known: str = "") -> RemoteFile | None:
     """A snapshot's file by its link, or by its `known` hash where it is a copy since the disk has
     no links; None for what is no file, is hidden, or of no known hash."""
-    if pointer.name.startswith(".") or not pointer.is_file():
+    pointer = folder / name
+    if not client.plain(name) or not pointer.is_file():
         return None
     size = pointer.stat().st_size
     held = pointer.readlink().name if pointer.is_symlink() else known
     if SHA256.fullmatch(held):
-        return RemoteFile(pointer.name, size, sha256=held)
-    return RemoteFile(pointer.name, size, git_sha1=held) if COMMIT.fullmatch(held) else None
+        return RemoteFile(name, size, sha256=held)
+    return RemoteFile(name, size, git_sha1=held) if COMMIT.fullmatch(held) else None

@@ -50,7 +50,9 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files at the top of a repository; `location` is pinned.
+    """The files of a repository, named with their folders; `location` is pinned.
+
+    Of those in folders only what an export's manifest, a lock or the registry names is ever used.
 
     `cut_off` says why the Hub was not asked, where this is only what the cache holds.
     """

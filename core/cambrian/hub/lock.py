@@ -36,7 +36,8 @@ from cambrian.torch_files import torch_name
 
 LOCK = "cambrian.lock"
 LIMIT = 1 << 20  # bytes; a lock of 100 models has 100 kB
-FILE_NAME = Annotated[str, msgspec.Meta(pattern=r"^[^./\\:\x00-\x1f][^/\\:\x00-\x1f]{0,200}$")]
+PART = r"[^./\\:\x00-\x1f][^/\\:\x00-\x1f]{0,200}"  # of a name, between its /
+FILE_NAME = Annotated[str, msgspec.Meta(pattern=rf"^({PART}/){{0,7}}{PART}\Z")]
 REVISION = Annotated[str, msgspec.Meta(pattern=r"^(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9_./-]*\Z")]
 
 

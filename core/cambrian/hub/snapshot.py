@@ -275,8 +275,14 @@ class Worker:
         if not weights.endswith(listing.INDEX):
             return [*names, weights]
         table = self._read(weights).get("weight_map")
-        shards = cast(dict[str, Any], table).values() if isinstance(table, dict) else ()
-        return [*names, weights, *{str(shard) for shard in shards}]
+        found = cast(dict[str, Any], table).values() if isinstance(table, dict) else ()
+        shards = {str(shard) for shard in found}
+        if outside := sorted(shard for shard in shards if "/" in shard):
+            raise BrokenFile(
+                f"{weights} of {self.found.location} names {outside[0]!r}; shards lie beside their "
+                "index, and nothing else is fetched."
+            )
+        return [*names, weights, *shards]
 
     def _read(self, name: str) -> dict[str, Any]:
         self._bring_one(name)
@@ -318,7 +324,8 @@ class Worker:
     def _claim(self) -> None:
         """Make what comes ours, whatever happens, but not what another program fetched before."""
         commit = self.found.location.revision
-        there = tuple(sorted(path.name for path in self.folder.glob("[!.]*")))
+        paths = [path for path in self.folder.rglob("[!.]*") if not path.is_dir()]
+        there = tuple(sorted(path.relative_to(self.folder).as_posix() for path in paths))
         if self.layout.keeps(commit):
             return
         before = self.before or Record(self.layout.repo, commit, {}, self.license)
