@@ -193,7 +193,7 @@ class _Encoder(nn.Module):
         self.encoder, self.mean, self.logvar = model.encoder, model.mean, model.logvar
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.encoder(pixel_values)
+        features = self.encoder(pixel_values.to(self.mean.weight.dtype))
         return self.mean(features), self.logvar(features).clamp(*LOGVAR_RANGE)
 
 
@@ -203,7 +203,8 @@ class _Decoder(nn.Module):
         self.decoder = model.decoder
 
     def forward(self, latents: Tensor) -> tuple[Tensor]:
-        return (torch.sigmoid(self.decoder(latents)),)
+        weights = next(self.decoder.parameters())
+        return (torch.sigmoid(self.decoder(latents.to(weights.dtype))),)
 
 
 def dense(sizes: Sequence[int]) -> list[nn.Module]:

@@ -1,6 +1,7 @@
 """Inference of real sizes, random weights, beside transformers and CTranslate2, all on the CPU.
 
     python tests/benchmarks/bench_inference.py gpt|bert|t5 [--rounds 3] [--only 'cambrian*']
+    python tests/benchmarks/bench_inference.py gpt --case 1x192+64 --case 1x960+64
 
 "gpt" is GPT-2 small, which continues prompts; "bert" BERT base with a classifier of two classes,
 which reads texts; "t5" T5 small, which writes 64 tokens for sources. Every contender has the same
@@ -67,6 +68,16 @@ class Case:
     rows: int
     length: int
     new: int = 1
+
+    @classmethod
+    def of(cls, text: str) -> Case:
+        """ROWSxLENGTH+NEW, of which a classifier has no NEW."""
+        sizes, _, new = text.partition("+")
+        rows, length = map(int, sizes.split("x"))
+        return cls(rows, length, int(new or 1))
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.length}+{self.new}"
 
 
 CASES = {
@@ -305,8 +316,17 @@ def told(row: Mapping[str, Any]) -> str:
 
 def child(name: str, family: str, folder: Path, *options: str) -> str:
     """What a process of this script prints; SystemExit with its last words where it fails."""
+    cases = [f"--case={case}" for case in CASES[family]]
     done = subprocess.run(
-        [sys.executable, __file__, family, "--folder", str(folder), "--child", name, *options],
+        [
+            sys.executable,
+            __file__,
+            family,
+            f"--folder={folder}",
+            f"--child={name}",
+            *cases,
+            *options,
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
@@ -343,12 +363,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("family", choices=CASES)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--case", action="append", type=Case.of, metavar="ROWSxLENGTH+NEW")
     parser.add_argument("--only", action="append", metavar="PATTERN", help="of names; repeatable")
     parser.add_argument("--folder", type=Path, help="where models are kept, and found again")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, too")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--make", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    CASES[given.family] = tuple(given.case or CASES[given.family])
     if given.make:
         make(given.child, given.family, given.folder)
         return

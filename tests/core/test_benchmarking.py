@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ import pytest
 import torch
 
 import cambrian
+from cambrian.benchmarking import course
 from cambrian.benchmarking.child import Job, make, measure
 from cambrian.benchmarking.course import run_child
 from cambrian.benchmarking.figures import Figure, Measured, row
@@ -209,6 +211,30 @@ def test_a_child_that_dies_is_a_reason(tmp_path: Path, monkeypatch: pytest.Monke
     assert run_child("{}", tmp_path)["problem"] == "its process ended with status 3: no such driver"
 
 
+def test_a_child_that_hangs_is_a_reason_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(course, "LONGEST", 3)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "done.json").write_text(json.dumps({"done": asdict(measured())}))
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, subprocess, sys\n"
+        "if 'hanging' in sys.stdin.readline(): subprocess.run(['sleep', '100'])\n"  # has our pipe
+        f"os.write(1, open({str(tmp_path / 'done.json')!r}, 'rb').read()); os._exit(0)\n"
+    )
+    subjects = [Subject(name=name, target=".") for name in ("hanging", "other")]
+    said: list[str] = []
+    under_way = course.Course(tmp_path, "cpu", {}, (), said.append)
+    under_way.prepare(subjects)
+    begun = time.monotonic()
+    under_way.round("round 1/1", first=False)
+    assert time.monotonic() - begun < 30
+    hanging, other = under_way.result(rounds=1).rows
+    assert hanging.problem == "it had not ended after 0.05 minutes"
+    assert (other.problem, other.name) == ("", "other") and other.rate is not None
+    assert said[1] == f"hanging failed: {hanging.problem}"
+
+
 def test_what_a_child_raises_is_a_reason(tmp_path: Path) -> None:
     subject = Subject(name="x", target="./x", runtime="torch", form="float32")
     job = {"subject": asdict(subject), "device": "cpu", "sizes": {}}
@@ -303,7 +329,10 @@ def test_a_task_without_work_is_a_reason(folders: Path, monkeypatch: pytest.Monk
         measure(Job(subject=subject, device="cpu", sizes={}))
 
 
-@pytest.mark.parametrize("name", ["gpt", "cnn", "dcgan"])
+PICTURES = ("cnn", "gan", "dcgan", "resnet-gan", "vae", "conv-vae", "autoencoder-kl")
+
+
+@pytest.mark.parametrize("name", ["gpt", *PICTURES])
 def test_bfloat16_goes_in_and_comes_out_as_float32(name: str) -> None:
     spec = load_registry().models[name]
     data, _ = prepared(spec)
@@ -317,6 +346,9 @@ def test_bfloat16_goes_in_and_comes_out_as_float32(name: str) -> None:
         work = kind(session, data.processor, data.config).workload(kind.default_sizes(data.config))
         assert work is not None
         found.append(np.concatenate([*work.run()]).astype(np.float64))
+        for case in itertools.islice(model.cases(), 2):  # a VAE's encoder, too
+            for graph, inputs in case.calls:
+                assert {x.dtype.name for x in session.run(graph, inputs)[0].values()} == {"float32"}
     assert found[0].shape == found[1].shape
     assert any(p.dtype == torch.bfloat16 for p in reduced_copy(model, torch.bfloat16).parameters())
     if name != "gpt":
