@@ -72,7 +72,7 @@ def read_lock(folder: Path) -> None:
 
 def manifests() -> list[Files]:
     port = {"name": "ids", "dtype": "int64", "shape": ["batch", "past + 2*n", 3]}
-    signature = {"inputs": [port], "outputs": [port], "state": {"a": "b"}}
+    signature = {"inputs": [port], "outputs": [port], "state": {"ids": "b"}}
     manifest = {
         "format": "onnx",
         "architecture": "gpt",

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import cambrian
 from cambrian.errors import CambrianError, NotFound, UsageError
 from cambrian.loading import best_export
+from cambrian_onnx.runtime import OnnxSession
 
 TEXT = "".join(f"{n} times {m} is {n * m}.\n" for n in range(90) for m in range(30))
 SMALL = (
@@ -113,7 +114,9 @@ def test_what_transformers_saves_trains_and_exports_here(folders: Folders, tmp_p
     assert cambrian.run(tmp_path / "onnx", ["7"], max_new_tokens=3)[0]["finish"] == "length"
 
 
-def test_a_checkpoint_is_run_by_its_own_export(folders: Folders, tmp_path: Path) -> None:
+def test_a_checkpoint_is_run_by_its_own_export(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = shutil.copytree(folders.model, tmp_path / "model")
     assert best_export(model) is None
     artifact = shutil.copytree(folders.artifact, tmp_path / "model-onnx")
@@ -133,9 +136,47 @@ def test_a_checkpoint_is_run_by_its_own_export(folders: Folders, tmp_path: Path)
     assert best_export(model) is None
     shutil.copy(folders.model / "generation_config.json", model)
     assert best_export(model) == artifact
+    for broken in ("{}", json.dumps(manifest | {"receipt": {}})):
+        (other / "manifest.json").write_text(broken)
+        assert best_export(model) == artifact
+    monkeypatch.chdir(model)
+    assert best_export(".") == artifact
+    (artifact / "model.onnx").unlink()
+    left = command(*words)
+    assert "model-onnx is left alone: " in left.stderr and "runs on torch cpu" in left.stderr
+    assert left.stdout == by_torch.stdout
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary |= {"1": vocabulary["2"], "2": vocabulary["1"]}
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert best_export(model) is None
+    shutil.copy(folders.model / "tokenizer.json", model)
+    assert best_export(model) == artifact
     weights = load_file(model / "model.safetensors")
     save_file({name: value + 1 for name, value in weights.items()}, model / "model.safetensors")
     assert best_export(model) is None
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json"])
+def test_an_engine_is_closed_where_the_rest_does_not_load(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    closed: list[OnnxSession] = []
+
+    def close(session: OnnxSession) -> None:
+        closed.append(session)
+
+    monkeypatch.setattr(OnnxSession, "close", close)
+    artifact = shutil.copytree(folders.artifact, tmp_path / "onnx")
+    cambrian.load(artifact, device="cpu")
+    assert not closed
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    del manifest["files"][name]
+    (artifact / "manifest.json").write_text(json.dumps(manifest))
+    (artifact / name).write_text('{"max_new_tokens": "many"}')
+    with pytest.raises(CambrianError, match=name):
+        cambrian.load(artifact, device="cpu")
+    assert len(closed) == 1
 
 
 def test_same_text_from_torch_and_onnx_and_the_command_line(folders: Folders) -> None:
@@ -261,6 +302,11 @@ def test_bad_options_of_a_run(folders: Folders) -> None:
         assert "Traceback" not in done.stderr
     done = command("run", folders.artifact)
     assert done.returncode == 2 and "There is no input" in done.stderr
+    done = command("run", folders.artifact, "a", os.fsdecode(b"b\xff"))
+    assert done.returncode == 2 and "error: Cannot read the inputs: " in done.stderr
+    words = [sys.executable, "-m", "cambrian", "run", folders.artifact]
+    piped = subprocess.run(words, capture_output=True, input=b"a\xff\n")
+    assert piped.returncode == 2 and b"error: Cannot read standard input: " in piped.stderr
 
 
 def test_unreachable_hub_is_one_sentence(tmp_path: Path) -> None:

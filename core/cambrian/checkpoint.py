@@ -14,6 +14,7 @@ config.json or, without it, by the class and the `model_type` that the specs dec
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,8 +98,13 @@ class Checkpoint:
         return read_json(file) if file.is_file() else {}
 
     def weights_sha256(self) -> str:
-        """The sha256 of the weights' file as it lies in the folder, or of the shards' index."""
-        return sha256(find_weights(self.path, self.spec.weights_file))
+        """The sha256 of the weights' file as it lies in the folder; of shards, that of all their
+        hashes, line by line in the order of their names, as sha256sum writes them."""
+        found = find_weights(self.path, self.spec.weights_file)
+        if found.suffix != ".json":
+            return sha256(found)
+        lines = [f"{sha256(file)}  {file.name}\n" for file in sorted(read_index(found))]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 class Shard(NamedTuple):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cambrian.artifact import MANIFEST, Artifact
+from cambrian.artifact import MANIFEST, Artifact, Manifest
 from cambrian.checkpoint import CONFIG, GENERATION, Checkpoint, read_config
 from cambrian.config import update
 from cambrian.errors import CambrianError, UsageError, nearest
@@ -82,8 +84,12 @@ def load(
         spec, config, kind = checkpoint.spec, checkpoint.config, "safetensors"
     engine = choose_runtime(registry, kind, runtime).runtime.load()()
     session = engine.open(folder, device)
-    processor = spec.processor.load().load(folder)
-    return make_pipeline(spec, config, folder, processor, session)
+    try:
+        processor = spec.processor.load().load(folder)
+        return make_pipeline(spec, config, folder, processor, session)
+    except BaseException:
+        session.close()  # it has no other owner yet
+        raise
 
 
 def best_export(target: str | Path) -> Path | None:
@@ -97,13 +103,16 @@ def best_export(target: str | Path) -> Path | None:
     formats = dict.fromkeys(kind for spec in registry.runtimes.values() for kind in spec.formats)
     beside = [export_beside(resolved.folder, kind) for kind in formats]
     for folder in beside:
-        if (folder / MANIFEST).is_file() and exported_from(folder, resolved, registry):
-            return folder
+        with contextlib.suppress(CambrianError, OSError):  # what is broken is no better
+            if (folder / MANIFEST).is_file() and exported_from(folder, resolved, registry):
+                return folder
     return None
 
 
 def export_beside(folder: Path, kind: str) -> Path:
     """Where the export of a checkpoint goes unless it is told otherwise."""
+    if folder.name in ("", ".."):  # beside "." is not in it
+        folder = folder.resolve()
     return folder.parent / f"{folder.resolve().name}-{kind}"
 
 
@@ -116,12 +125,20 @@ def exported_from(folder: Path, resolved: Resolved, registry: Registry) -> bool:
         for name in (CONFIG, GENERATION)
         for file in [resolved.folder / name]
     )
-    return (
-        same
-        and manifest.precision == "float32"
-        and manifest.receipt["weights_sha256"]
-        == checkpoint_in(resolved, registry, resolved.folder).weights_sha256()
+    if not same or manifest.precision != "float32":
+        return False
+    checkpoint = checkpoint_in(resolved, registry, resolved.folder)
+    return manifest.receipt.get("weights_sha256") == checkpoint.weights_sha256() and (
+        has_processor(manifest, checkpoint)
     )
+
+
+def has_processor(manifest: Manifest, checkpoint: Checkpoint) -> bool:
+    """Whether an exported folder has the files that the checkpoint's processor writes now."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.processor().save(Path(folder))
+        files = {file.name: sha256(file) for file in Path(folder).iterdir()}
+    return files.items() <= manifest.files.items()
 
 
 def make_pipeline(

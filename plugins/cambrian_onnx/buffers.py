@@ -17,8 +17,8 @@ ROOM = 128  # entries that a buffer has at least
 class Buffers:
     """All of a graph's state that grows, each value with the same number of entries filled.
 
-    binding: the engine's, which has them as inputs and as outputs; a step that goes on with the
-        same buffers need not bind them again.
+    bindings: the engine's, by its session, which have them as inputs and as outputs; a step that
+        goes on with the same buffers need not bind them again.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Buffers:
         self.axes = axes
         self.filled = next(value.shape[axes[name]] for name, value in values.items())
         self.room = max(room, self.filled, ROOM)
-        self.binding: Any = None
+        self.bindings: dict[Any, Any] = {}
         self.values: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for name, value in values.items():

@@ -45,6 +45,8 @@ def fuse(graph: ir.Graph, grown: Mapping[str, str], last: Mapping[str, int]) -> 
     for node in list(graph):
         if node.op_type == "Gelu":
             biased_gelu(graph, node)
+        elif node.op_type == "GroupNormalization":
+            group_norm(graph, node)
     graph.opset_imports[DOMAIN] = 1
     drop_unused(graph)
     return Fused(length, last)
@@ -64,9 +66,11 @@ def keep_last(graph: ir.Graph, name: str, axis: int) -> bool:
     """Compute an output only for the last entry along an axis: of all that a product with a
     constant matrix (the head over the vocabulary) is given, it gets only that."""
     output = next(value for value in graph.outputs if value.name == name)
-    node = output.producer()
+    node = output.producer() if not output.uses() else None
     while node is not None and node.op_type in ("Add", "Mul", "Cast"):
-        node = _producer(node.inputs[0])
+        varying = [v for v in node.inputs if v is not None and not v.is_initializer()]
+        only = len(varying) == 1 and _only_use(varying[0]) is node  # nobody else wants the rest
+        node = varying[0].producer() if only else None
     if node is None or node.op_type != "MatMul" or _rank(node.inputs[0]) <= axis:
         return False
     hidden = node.inputs[0]
@@ -121,8 +125,7 @@ def _merge(graph: ir.Graph, nodes: list[ir.Node], adds: list[ir.Node]) -> None:
     )
     graph.insert_before(first, [*made, split])
     for old, part in zip(adds or nodes, split.outputs, strict=True):
-        _typed(part, old.outputs[0], _dims(old.outputs[0]))
-        ir.convenience.replace_all_uses_with(old.outputs[0], part)
+        _replace(old.outputs[0], part)
     graph.remove([*adds, *nodes], safe=True)
 
 
@@ -188,16 +191,14 @@ def multi_head(graph: ir.Graph, node: ir.Node, length: ir.Value | None = None) -
     graph.insert_before(node, attention)
     _replace_split(graph, node, attention.outputs[0])
     for old, new in zip(node.outputs[1:], attention.outputs[1:], strict=False):
-        new.name, old.name = old.name, f"{old.name}_old"
-        _typed(new, old, _dims(old))
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        _replace(old, new)
     graph.remove(node, safe=True)
     return True
 
 
 def _plain(node: ir.Node) -> bool:
     """Whether MultiHeadAttention computes the same: nothing but a mask is special about it."""
-    query, mask = node.inputs[0], [*node.inputs, *[None] * 4][3]
+    query, key, _, mask = [*node.inputs, None][:4]
     special = ("is_causal", "softcap", "q_num_heads")
     odd = any(name in node.attributes and node.attributes[name].value for name in special)
     return (
@@ -205,6 +206,7 @@ def _plain(node: ir.Node) -> bool:
         and query is not None
         and _rank(query) == 4
         and isinstance(_dims(query)[1], int)
+        and _dims(key)[1:2] == _dims(query)[1:2]  # as many heads
         and (mask is None or (mask.dtype in (query.dtype, ir.DataType.BOOL) and _rank(mask) == 4))
     )
 
@@ -244,8 +246,7 @@ def _replace_split(graph: ir.Graph, node: ir.Node, merged: ir.Value) -> None:
     if transpose is not None and _swaps(transpose):
         reshape = _only_use(transpose.outputs[0])
         if reshape is not None and reshape.op_type == "Reshape" and _rank(reshape.outputs[0]) == 3:
-            _typed(merged, reshape.outputs[0], _dims(reshape.outputs[0]))
-            ir.convenience.replace_all_uses_with(reshape.outputs[0], merged)
+            _replace(reshape.outputs[0], merged)
             graph.remove([reshape, transpose], safe=True)
             return
     heads = _dims(old)[1]
@@ -254,8 +255,7 @@ def _replace_split(graph: ir.Graph, node: ir.Node, merged: ir.Value) -> None:
     split = ir.node("Reshape", inputs=[merged, shape])
     swap = ir.node("Transpose", inputs=[split.outputs[0]], attributes={"perm": [0, 2, 1, 3]})
     graph.insert_before(node, [split, swap])
-    _typed(swap.outputs[0], old, _dims(old))
-    ir.convenience.replace_all_uses_with(old, swap.outputs[0])
+    _replace(old, swap.outputs[0])
 
 
 def biased_gelu(graph: ir.Graph, node: ir.Node) -> bool:
@@ -271,9 +271,41 @@ def biased_gelu(graph: ir.Graph, node: ir.Node) -> bool:
     x = add.inputs[0] if add.inputs[1] is bias else add.inputs[1]
     fused = ir.node("FastGelu", domain=DOMAIN, inputs=[x, bias], name=node.name)
     graph.insert_before(node, fused)
-    _typed(fused.outputs[0], node.outputs[0], _dims(node.outputs[0]))
-    ir.convenience.replace_all_uses_with(node.outputs[0], fused.outputs[0])
+    _replace(node.outputs[0], fused.outputs[0])
     graph.remove([node, add], safe=True)
+    return True
+
+
+def group_norm(graph: ir.Graph, node: ir.Node) -> bool:
+    """A norm of groups of channels, in float32, as one of whole channels (B, groups, rest) and what
+    each channel is scaled and moved by. The engine has a kernel for that; GroupNormalization it
+    spells out as some fifteen operators, casts among them."""
+    x, *sides = node.inputs
+    given = [array_of(side) for side in sides if side is not None and side.is_initializer()]
+    if x is None or x.dtype != ir.DataType.FLOAT or len(given) != 2 or _rank(x) < 3:
+        return False
+    groups, name = node.attributes["num_groups"].as_int(), node.name
+    shape = constant(graph, f"{name}_groups", [0, groups, -1])
+    one, none = (constant(graph, f"{name}_{n}", np.full(groups, n, np.float32)) for n in (1, 0))
+    axes = (-1, *[1] * (_rank(x) - 2))
+    scale, bias = (
+        constant(graph, f"{name}_{kind}", side.reshape(axes))
+        for kind, side in zip(("scale", "bias"), given, strict=True)
+    )
+    split = ir.node("Reshape", inputs=[x, shape])
+    norm = ir.node(
+        "InstanceNormalization",
+        inputs=[split.outputs[0], one, none],
+        attributes=_kept(node, "epsilon"),
+        name=name,
+    )
+    size = ir.node("Shape", inputs=[x])
+    whole = ir.node("Reshape", inputs=[norm.outputs[0], size.outputs[0]])
+    scaled = ir.node("Mul", inputs=[whole.outputs[0], scale])
+    moved = ir.node("Add", inputs=[scaled.outputs[0], bias])
+    graph.insert_before(node, [split, norm, size, whole, scaled, moved])
+    _replace(node.outputs[0], moved.outputs[0])
+    graph.remove(node, safe=True)
     return True
 
 
@@ -283,6 +315,13 @@ def constant(graph: ir.Graph, name: str, value: Iterable[int] | np.ndarray) -> i
     made = ir.val(name, const_value=ir.tensor(array, name=name))
     graph.register_initializer(made)
     return made
+
+
+def _replace(old: ir.Value, new: ir.Value) -> None:
+    """Have all that reads a value read another, which takes its name: it may be an output."""
+    _typed(new, old, _dims(old))
+    new.name, old.name = old.name, f"{old.name}_old"
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
 def _typed(value: ir.Value, like: ir.Value, dims: Iterable[int | str | None]) -> None:

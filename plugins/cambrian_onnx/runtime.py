@@ -6,23 +6,26 @@ import contextlib
 import ctypes
 import io
 import os
+import re
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Mapping
-from pathlib import Path
+from mmap import ACCESS_READ, mmap
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from cambrian.artifact import Artifact, growing, resolve_shape
+from cambrian.artifact import MANIFEST, Artifact, GraphFile, Port, growing, resolve_shape
 from cambrian.errors import BrokenFile, CambrianError, UsageError
 from cambrian.runtime import Array, Runtime, Session, State
-from cambrian.runtime.binding import bind, check_rows, signature_of
+from cambrian.runtime.binding import check_rows, collect, signature_of
 from cambrian_onnx.buffers import Buffers, Held, reserve, take
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+LOCATION = re.compile(rb"\x0a\x08location\x12(?P<length>[\x80-\xff]?[\x00-\x7f])")
 FATAL = 4  # of ONNX Runtime's log severities: what matters is raised, not logged
 
 
@@ -41,6 +44,7 @@ class OnnxRuntime(Runtime):
         if artifact.manifest.format not in ("onnx", "onnx-ort", "triton"):
             raise UsageError(f"{folder} holds {artifact.manifest.format} files, not onnx.")
         artifact.check()
+        require_covered(artifact)
         if device == "cuda" or (device == "auto" and _has_nvidia_driver()):
             try:
                 return OnnxSession(artifact, "cuda")
@@ -71,6 +75,8 @@ class OnnxSession(Session):
             name: _load(artifact.path / graph.file, device, options)
             for name, graph in graphs.items()
         }
+        for name, graph in graphs.items():
+            require_ports(artifact.path / graph.file, graph, self._sessions[name])
         self._growing = {name: growing(graph.signature) for name, graph in graphs.items()}
         self._axes = {
             graph: {name: axis for name, (axis, _) in found.items()}
@@ -83,14 +89,7 @@ class OnnxSession(Session):
         self, graph: str, inputs: Mapping[str, Array], state: State | None = None
     ) -> tuple[dict[str, Array], State]:
         signature = signature_of(self.signatures, graph)
-        state = state or {}
-        names = [port.name for port in signature.inputs]
-        held = {name: state[name] for name in names if name in state and name not in inputs}
-        sizes = bind(graph, signature, inputs, {name: x.shape() for name, x in held.items()})
-        values = {**inputs, **held}
-        for port in signature.inputs:
-            if port.name not in values:
-                values[port.name] = np.zeros(resolve_shape(port.shape, sizes), port.dtype)
+        values, sizes = collect(graph, signature, inputs, state, lambda value: value.shape())
         buffers = self._reserve(graph, values, sizes)
         binding = self._binding(graph, buffers)
         in_place = {} if buffers is None else buffers.values
@@ -112,7 +111,7 @@ class OnnxSession(Session):
         if buffers is not None:
             buffers.filled = self._total(graph, sizes)
             renewed |= buffers.held()
-        return {name: value.numpy() for name, value in found.items()}, {**state, **renewed}
+        return {name: value.numpy() for name, value in found.items()}, {**(state or {}), **renewed}
 
     def take(self, state: State, rows: Array) -> State:
         check_rows(rows, (value.shape()[0] for value in state.values()))
@@ -137,15 +136,16 @@ class OnnxSession(Session):
         """The binding of a call: that of the buffers, if there are any, with their length."""
         if buffers is None:
             return self._sessions[graph].io_binding()
-        file = self._files[graph]
-        if buffers.binding is None:
-            buffers.binding = self._sessions[graph].io_binding()
+        file, session = self._files[graph], self._sessions[graph]
+        binding = buffers.bindings.get(session)
+        if binding is None:
+            binding = buffers.bindings[session] = session.io_binding()
             for output, name in file.signature.state.items():
                 if name in buffers.values:
-                    buffers.binding.bind_ortvalue_input(name, buffers.values[name])
-                    buffers.binding.bind_ortvalue_output(output, buffers.values[name])
-        buffers.binding.bind_cpu_input(file.length, np.array([buffers.filled], np.int32))
-        return buffers.binding
+                    binding.bind_ortvalue_input(name, buffers.values[name])
+                    binding.bind_ortvalue_output(output, buffers.values[name])
+        binding.bind_cpu_input(file.length, np.array([buffers.filled], np.int32))
+        return binding
 
     def _reserve(
         self, graph: str, values: Mapping[str, Any], sizes: Mapping[str, int]
@@ -183,6 +183,61 @@ class OnnxSession(Session):
 
     def close(self) -> None:
         self._sessions, self._gathers = {}, {}
+
+
+def require_covered(artifact: Artifact) -> None:
+    """BrokenFile unless the manifest has a hash of every file that a graph keeps weights in."""
+    for graph in artifact.manifest.graphs.values():
+        for location in locations(artifact.path / graph.file):
+            name = (PurePosixPath(graph.file).parent / location).as_posix()
+            if name not in artifact.manifest.files:
+                raise BrokenFile(
+                    f"{artifact.path / graph.file} keeps weights in {name}, of which {MANIFEST} "
+                    "has no hash. Export the model again."
+                )
+
+
+def locations(file: Path) -> set[str]:
+    """Where an ONNX file keeps what is not in itself: "location" and its value, as protobuf writes
+    the two fields of an entry. They are looked for in the bytes, since `onnx` is slow to import."""
+    found: set[str] = set()
+    if not file.stat().st_size:  # which cannot be mapped
+        return found
+    with file.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as data:
+        for match in LOCATION.finditer(data):
+            start = match.end()
+            length = sum((byte & 127) << 7 * n for n, byte in enumerate(match["length"]))
+            found.add(data[start : start + length].decode(errors="replace"))
+    return found
+
+
+def require_ports(file: Path, graph: GraphFile, session: Any) -> None:
+    """BrokenFile unless a file takes and gives what the manifest says, in names, types and ranks,
+    and in the sizes of what goes in: they tell what memory is taken."""
+    length = [Port(graph.length, "int32", (1,))] if graph.length else []
+    ports = [*graph.signature.inputs, *length]
+    for kind, theirs, said in (
+        ("input", session.get_inputs(), ports),
+        ("output", session.get_outputs(), graph.signature.outputs),
+    ):
+        found = {value.name: value for value in theirs}
+        for port in said:
+            value = found.pop(port.name, None)
+            if value is None or not _fits(port, value, sizes=kind == "input"):
+                raise BrokenFile(
+                    f"{file} has no {kind} '{port.name}' as {MANIFEST} describes it. "
+                    "Export the model again."
+                )
+        if found and kind == "input":
+            raise BrokenFile(f"{file} has an input '{min(found)}' that {MANIFEST} does not name.")
+
+
+def _fits(port: Port, value: Any, sizes: bool) -> bool:
+    name = {"float32": "float", "float64": "double"}.get(port.dtype, port.dtype)
+    if value.type != f"tensor({name})" or len(value.shape) != len(port.shape):
+        return False
+    pairs = zip(port.shape, value.shape, strict=True)
+    return not sizes or all(a == b for a, b in pairs if isinstance(a, int) or isinstance(b, int))
 
 
 def _options(shared: bool) -> Any:

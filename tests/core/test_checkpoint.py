@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -228,6 +229,23 @@ def test_weights_that_torch_wrote(folder: Path, zipped: bool) -> None:
     assert opened(folder).weights_sha256() == sha256(folder / WEIGHTS)  # it comes first
 
 
+def hash_of_hashes(folder: Path, *names: str) -> str:
+    """What `sha256sum NAMES | sha256sum` prints."""
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in sorted(names)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_a_shard_that_changes_changes_the_hash(folder: Path) -> None:
+    names = set(split(folder).values())
+    before = opened(folder).weights_sha256()
+    for name in names:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert opened(folder).weights_sha256() != before
+        (folder / name).write_bytes(content)
+    assert opened(folder).weights_sha256() == before
+
+
 def test_shards_that_torch_wrote(folder: Path) -> None:
     whole = opened(folder).model().state_dict()
     table = split(folder)
@@ -238,7 +256,7 @@ def test_shards_that_torch_wrote(folder: Path) -> None:
     (folder / "model.safetensors.index.json").unlink()
     names = {tensor: name.replace(".safetensors", ".bin") for tensor, name in table.items()}
     write_json(index, {"weight_map": names})
-    assert opened(folder).weights_sha256() == sha256(index)
+    assert opened(folder).weights_sha256() == hash_of_hashes(folder, *set(names.values()))
     for name, tensor in opened(folder).model().state_dict().items():
         assert torch.equal(tensor, whole[name])
     first = min(names.values())
@@ -354,7 +372,7 @@ def test_weights_go_by_the_name_that_the_spec_gives(folder: Path, tmp_path: Path
     index = other / "diffusion_pytorch_model.safetensors.index.json"
     names = dict.fromkeys(load_file(other / "part.safetensors"), "part.safetensors")
     write_json(index, {"weight_map": names})
-    assert checkpoint.weights_sha256() == sha256(index)
+    assert checkpoint.weights_sha256() == hash_of_hashes(other, "part.safetensors")
     for name, tensor in checkpoint.model().state_dict().items():
         assert torch.equal(tensor, whole.state_dict()[name])
     index.rename(other / "model.safetensors.index.json")

@@ -167,6 +167,24 @@ def test_what_differs_is_rejected_and_set_aside(tmp_path: Path, exporting, kind)
     assert json.loads((aside / REJECTED).read_text())["receipt"]["passed"] is False
 
 
+def test_a_place_that_cannot_be_replaced_is_refused_at_once(
+    tmp_path: Path, exporting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toy.rejected").mkdir()
+    (tmp_path / "toy.rejected" / "mine.txt").write_text("mine")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    for out, message in (
+        (tmp_path / "toy", r"toy\.rejected is no exported"),
+        (Path(), "as a whole"),
+    ):
+        told: list[str] = []
+        with pytest.raises(UsageError, match=message):
+            toy_model.export(out, exporter=exporting(NoCausalMask), progress=told.append)
+        assert told == []
+
+
 def test_a_rejected_export_replaces_the_last_rejected_one_only(tmp_path: Path, exporting) -> None:
     out = tmp_path / "toy"
     for _ in range(2):
@@ -263,8 +281,8 @@ def test_float16_is_held_to_the_float32_model(tmp_path: Path) -> None:
 def test_refusals_say_why(tmp_path: Path, exporting) -> None:
     with pytest.raises(UsageError, match="Cannot export toy with 'Refusing': it is a toy"):
         toy_model.export(tmp_path / "toy", exporter=exporting(Refusing))
-    with pytest.raises(UsageError, match="no precision 'int4'"):
-        toy_model.export(tmp_path / "toy", precision="int4")
+    with pytest.raises(UsageError, match="no precision 'int2'"):
+        toy_model.export(tmp_path / "toy", precision="int2")
     other = replace(exporting(Copying), format="gguf")
     with pytest.raises(UsageError, match="cannot open gguf"):
         toy_model.export(tmp_path / "toy", exporter=other)

@@ -21,6 +21,7 @@ from cambrian.errors import BrokenFile, NotFound, Rejected
 from cambrian.exporting.golden import GOLDEN, SAMPLES, last_choices, sample, verify_artifact
 from cambrian.files import sha256
 from cambrian_onnx import register_runtimes
+from cambrian_onnx.runtime import OnnxSession
 
 RUNTIME = register_runtimes()[0]
 
@@ -119,6 +120,21 @@ def test_right_hashes_but_wrong_numbers_are_rejected(
         verify_artifact(folder, RUNTIME, "cpu")
 
 
+def test_numbers_of_another_type_are_rejected(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine's integers are not floats that may differ by nothing, and so by anything."""
+    run = OnnxSession.run
+
+    def rounded(self, graph, inputs, state=None):
+        outputs, state = run(self, graph, inputs, state)
+        return {name: value.astype(np.int64) for name, value in outputs.items()}, state
+
+    monkeypatch.setattr(OnnxSession, "run", rounded)
+    with pytest.raises(Rejected, match="holds int64, not float32"):
+        verify_artifact(folder, RUNTIME, "cpu")
+
+
 def test_a_changed_processor_or_pipeline_is_rejected(folder: Path) -> None:
     class Sampling(toy.ToyPipeline):
         def probe(self):
@@ -144,6 +160,7 @@ def test_no_golden_vectors_no_verdict(folder: Path) -> None:
         ({"files": {"../secret": "0" * 64}}, "outside the folder"),
         ({"graphs": {}, "files": 3}, "malformed"),
         ({"files": {}}, "has no hash of"),
+        ({"receipt": {"limit": "high"}}, "no number"),
     ],
 )
 def test_a_manifest_is_not_trusted(folder: Path, change: dict, message: str) -> None:

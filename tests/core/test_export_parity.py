@@ -58,6 +58,20 @@ def test_a_tie_may_fall_either_way() -> None:
     assert result.argmax_agreement == 0
 
 
+@pytest.mark.parametrize("limit", [0.0, LIMIT])
+def test_where_nothing_is_allowed_a_difference_fails(limit: float, logits: np.ndarray) -> None:
+    assert passes(compare("x", logits, logits.copy(), limit))
+    assert not passes(compare("x", logits, logits * np.float32(1.01), limit))
+
+
+def test_numbers_of_another_kind_fail(logits: np.ndarray) -> None:
+    whole = np.rint(logits)
+    result = compare("x", whole, whole.astype(np.int64), LIMIT)
+    assert not passes(result)
+    assert "holds int64, not float32" in result.problem
+    assert not passes(compare("x", whole.astype(np.int64), whole, LIMIT))
+
+
 def test_another_choice_beyond_the_tolerance_fails() -> None:
     # Each logit moves by less than is allowed, but together they turn the choice around.
     reference = np.array([[1.0, 1.0 - 1.5 * LIMIT, 0.0]], np.float32)

@@ -155,7 +155,11 @@ def test_a_vocabulary_smaller_than_the_beams_is_no_trouble() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_beams": 0}, "num_beams must be at least 1"),
+        ({"num_beams": 0}, "num_beams must be from 1 to 1000"),
+        ({"num_beams": 10**6}, "num_beams must be from 1 to 1000"),
+        ({"temperature": 1e-40}, "temperature must be from 0.0001 to 10000"),
+        ({"temperature": math.nan}, "temperature must be from"),
+        ({"repetition_penalty": 1e300}, "repetition_penalty must be from"),
         ({"num_beams": 2, "do_sample": True}, "do_sample=false or num_beams=1"),
         ({"length_penalty": math.inf}, "length_penalty must be a number from -10 to 10"),
         ({"length_penalty": 11}, "length_penalty must be a number from -10 to 10"),

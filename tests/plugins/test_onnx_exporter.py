@@ -16,9 +16,10 @@ from torch import Tensor, nn
 import toy_model
 from cambrian.artifact import Port, Signature
 from cambrian.errors import CambrianError
+from cambrian.exporting.tracing import example
 from cambrian.model import Graph
 from cambrian_onnx import exporter
-from cambrian_onnx.exporter import OnnxExporter, example, write_graph
+from cambrian_onnx.exporter import OnnxExporter, write_graph
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,13 @@ def test_every_named_dimension_is_traced_at_a_size_of_its_own() -> None:
     assert [tuple(x.shape) for x in given] == [(2, 3), (2, 8), (2, 3), (2, 2, 5, 8), (2, 2, 5, 8)]
     assert given[0].dtype == torch.int64
     assert all(torch.equal(x, y) for x, y in zip(given, example(toy_model.DECODER), strict=True))
+
+
+def test_so_many_dimensions_as_there_may_be_have_sizes_of_their_own() -> None:
+    names = tuple(f"d{n}" for n in range(14))
+    ports = tuple(Port(f"x{n}", "float32", names[n : n + 2]) for n in range(0, 14, 2))
+    sizes = [size for x in example(Signature(inputs=ports, outputs=())) for size in x.shape]
+    assert len(set(sizes)) == 14 and min(sizes) == 2
 
 
 def test_large_weights_lie_beside_the_graph(

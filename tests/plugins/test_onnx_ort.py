@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,8 +18,9 @@ from onnx import numpy_helper
 from cambrian import api, load_registry
 from cambrian.artifact import GraphFile
 from cambrian.checkpoint import save_description, save_weights
+from cambrian.config import parse_assignment
 from cambrian.errors import Rejected, UsageError
-from cambrian.exporting.quality import worse
+from cambrian.exporting.quality import limits, worse
 from cambrian.model import Model
 from cambrian.specs import ExporterSpec, Ref
 from cambrian.testing import built, prepared
@@ -76,6 +78,31 @@ def test_every_block_is_fused(
     for node in nodes:  # no head is a dimension of its own
         if node.op_type == "Attention":
             assert {"q_num_heads", "kv_num_heads"} <= {a.name for a in node.attribute}
+
+
+@pytest.mark.parametrize(("precision", "left"), [("float32", False), ("float16", True)])
+def test_group_norms_are_the_engines_kernels(precision: str, left: bool, tmp_path: Path) -> None:
+    source = checkpoint("autoencoder-kl", tmp_path / "model")
+    network: Any = api.open_checkpoint(source).model()
+    torch.manual_seed(0)
+    with torch.no_grad():  # fresh ones scale by 1 and move by 0
+        for module in network.modules():
+            if isinstance(module, torch.nn.GroupNorm):
+                module.weight.uniform_(0.5, 2)
+                module.bias.uniform_(-1, 1)
+    norms = sum(isinstance(m, torch.nn.GroupNorm) for m in network.decoder.modules())
+    OrtExporter().export(network, tmp_path, precision=precision)
+    found = operators(tmp_path / "decoder_model.onnx")
+    kinds = ("GroupNormalization", "InstanceNormalization")
+    assert [found[kind] for kind in kinds] == ([norms, 0] if left else [0, norms])
+    latents = torch.randn(2, network.config.latent_channels, 3, 5)
+    with torch.no_grad():
+        want = network.decode(latents).numpy()
+    session = onnxruntime.InferenceSession(tmp_path / "decoder_model.onnx")
+    [port] = session.get_inputs()
+    given = latents.numpy().astype("float16" if left else "float32")
+    [got] = session.run(None, {port.name: given})
+    assert np.abs(got - want).max() < (2e-2 if left else 1e-5) * np.abs(want).max()
 
 
 def test_tokens_are_those_of_the_other_profile_while_the_buffers_grow(
@@ -318,4 +345,41 @@ def test_the_sign_of_a_limit_says_which_way_is_worse(
     limit: float, after: float, refused: bool
 ) -> None:
     assert bool(worse({"figure": 1.0}, {"figure": after}, {"figure": limit})) is refused
-    assert not worse({"figure": 1.0}, {"other": after}, {"figure": limit})
+    for before, found in (({"figure": 1.0}, {"other": after}), ({}, {"figure": after})):
+        assert "figure was not measured" in worse(before, found, {"figure": limit})
+
+
+@pytest.mark.parametrize(("usual", "bad", "good"), [(0.02, 1.0001, 0.9), (-0.01, 0.9999, 1.1)])
+def test_a_limit_of_nothing_allows_nothing(usual: float, bad: float, good: float) -> None:
+    allowed = limits({"figure": usual, "other": 1.0}, {"figure": 0})
+    assert allowed == {"figure": 0, "other": 1.0}
+    before = {"figure": 1.0, "other": 0.0}
+    assert "instead of" in worse(before, {**before, "figure": bad}, allowed)
+    for fine in (1.0, good):
+        assert not worse(before, {**before, "figure": fine}, allowed)
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [("los=1e-12", "no such figure.*Did you mean 'loss'"), ("loss=nan", "finite number.*not nan"),
+     ("loss=inf", "finite number"), ("loss=-0.01", r"the sign of \+0.02"), ("loss=true", "`float`"),
+     ("loss=much", "`float`")],
+)  # fmt: skip
+def test_what_is_no_limit_is_refused_before_anything_is_done(
+    trained: Path, tmp_path: Path, limit: str, reason: str
+) -> None:
+    given: dict[str, Any] = {"format": "onnx-ort", "limits": dict([parse_assignment(limit)])}
+    for precision in ("int8", "int4"):
+        with pytest.raises(UsageError, match=f"--limit los.*{reason}"):
+            api.export(trained, tmp_path / "out", data=["nowhere"], precision=precision, **given)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_data_must_give_every_figure_that_has_a_limit(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = api.open_checkpoint(trained).spec.pipeline.load()
+    monkeypatch.setattr(kind, "tolerated", {"loss": 0.02, "charm": -0.1})
+    with pytest.raises(UsageError, match="gives gpt no charm"):
+        api.export(trained, tmp_path / "out", format="onnx-ort", precision="int8")
+    assert not [*tmp_path.iterdir()]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -15,7 +17,8 @@ import toy
 import toy_model
 from cambrian.artifact import MANIFEST
 from cambrian.errors import BrokenFile, CambrianError, UsageError
-from cambrian_onnx.runtime import CPU, OnnxRuntime, _cores, _has_nvidia_driver
+from cambrian_onnx import exporter, register_exporters
+from cambrian_onnx.runtime import CPU, OnnxRuntime, _cores, _has_nvidia_driver, locations
 
 without_gpu = pytest.mark.skipif(_has_nvidia_driver(), reason="this machine has a GPU")
 
@@ -50,11 +53,78 @@ def test_unknown_devices_and_formats_are_refused(folder: Path, tmp_path: Path) -
         OnnxRuntime().open(other, "cpu")
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("outputs", 0, "name"), "other", "no output 'other'"),
+        (("outputs", 0, "dtype"), "int64", "no output 'logits'"),
+        (("inputs", 0, "name"), "other", "no input 'other'"),
+        (("inputs", 3, "dtype"), "x", "no input 'past_key_values.0.key'"),
+        (("inputs", 3, "shape"), [10**15], "no input 'past_key_values.0.key'"),
+        (("inputs", 3, "shape", 1), 10**15, "no input 'past_key_values.0.key'"),
+        (("inputs", 3, "shape", 1), "9*batch", "no input 'past_key_values.0.key'"),
+        (("inputs",), [], "an input 'attention_mask'"),
+        (("outputs",), [], "as state, which is no output"),
+        (("length",), "filled", "no input 'filled'"),
+    ],
+)
+def test_a_manifest_that_the_file_does_not_bear_out(
+    folder: Path, place: tuple, value: object, message: str, tmp_path: Path
+) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    manifest = json.loads((other / MANIFEST).read_text())
+    graph = manifest["graphs"]["decoder"]
+    part = graph if place[0] == "length" else graph["signature"]
+    for step in place[:-1]:
+        part = part[step]
+    part[place[-1]] = value
+    (other / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BrokenFile, match=message):
+        OnnxRuntime().open(other, "cpu")
+
+
+def test_state_in_a_buffer_goes_from_graph_to_graph(tmp_path: Path) -> None:
+    fused = next(spec for spec in register_exporters() if spec.name == "onnx-ort")
+    folder = toy_model.export(tmp_path / "toy", exporter=fused).path
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["graphs"]["again"] = manifest["graphs"]["decoder"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    session, other = (OnnxRuntime().open(folder, "cpu") for _ in range(2))
+    _, state = session.run("decoder", toy.decoder_inputs(np.array([[1, 2, 3]]), 0))
+    step = toy.decoder_inputs(np.array([[4]]), 3)
+    want, _ = session.run("decoder", step, session.take(state, np.array([0])))
+    for engine, graph in ((session, "again"), (other, "decoder"), (session, "decoder")):
+        got, _ = engine.run(graph, step, state)
+        np.testing.assert_array_equal(got["logits"], want["logits"])
+
+
 def test_a_damaged_graph_is_not_loaded(folder: Path, tmp_path: Path) -> None:
     damaged = shutil.copytree(folder, tmp_path / "damaged")
     (damaged / "decoder_model.onnx").write_bytes(b"no protobuf")
     with pytest.raises(BrokenFile, match=r"decoder_model\.onnx"):
         OnnxRuntime().open(damaged, "cpu")
+
+
+def test_weights_that_no_hash_covers_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "INLINE_LIMIT", 1000)
+    folder = toy_model.export(tmp_path / "toy").path
+    OnnxRuntime().open(folder, "cpu")
+    name = "decoder_model.onnx.data"
+    assert locations(folder / "decoder_model.onnx") == {name}
+    long = "x" * 300  # whose length takes two bytes
+    entry = onnx.StringStringEntryProto(key="location", value=long)
+    tensor = onnx.TensorProto(external_data=[entry])
+    (tmp_path / "odd.onnx").write_bytes(tensor.SerializeToString())
+    assert locations(tmp_path / "odd.onnx") == {long}
+    (tmp_path / "odd.onnx").write_bytes(b"")
+    assert locations(tmp_path / "odd.onnx") == set()
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["files"][name]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BrokenFile, match=rf"{name}, of which .* has no hash"):
+        OnnxRuntime().open(folder, "cpu")
 
 
 def test_state_is_the_engines_own_value(folder: Path) -> None:

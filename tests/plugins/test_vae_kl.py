@@ -21,10 +21,11 @@ from cambrian.checkpoint import Checkpoint, describe, save_weights
 from cambrian.config import Recipe
 from cambrian.errors import BrokenFile, CambrianError, UsageError
 from cambrian.exporting.parity import compare
+from cambrian.exporting.tracing import example
 from cambrian.files import write_json
 from cambrian.runtime.torch import TorchSession
 from cambrian.specs import ModelSpec, Ref
-from cambrian_onnx.exporter import OnnxExporter, example
+from cambrian_onnx.exporter import OnnxExporter
 from cambrian_vae.kl_config import AutoencoderKLConfig
 from cambrian_vae.kl_model import AutoencoderKL
 from cambrian_vae.kl_weights import WEIGHTS

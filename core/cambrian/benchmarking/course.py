@@ -9,6 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ import msgspec
 
 from cambrian.benchmarking.figures import Benchmark, Measured, Row, row
 from cambrian.benchmarking.subjects import Subject
+
+LONGEST = 2 * 60 * 60  # seconds that a job may take: exporting large models takes many minutes
 
 
 @dataclass
@@ -126,6 +129,8 @@ def run_child(job: str, scratch: Path) -> dict[str, Any]:
         )
         try:
             written = answer(process, job)
+        except TimeoutError:
+            return {"problem": f"it had not ended after {LONGEST / 60:g} minutes"}
         finally:
             end(process)
     with contextlib.suppress(ValueError):
@@ -134,24 +139,44 @@ def run_child(job: str, scratch: Path) -> dict[str, Any]:
 
 
 def answer(process: subprocess.Popen[bytes], job: str) -> bytes:
-    """Hand a child its job and read what it writes. Its standard input stays open meanwhile: the
-    child takes the end of that for ours, however we come to it."""
+    """Hand a child its job and read what it writes; TimeoutError where that takes too long, and
+    the child is dead then. Its standard input stays open meanwhile: the child takes the end of
+    that for ours, however we come to it."""
     assert process.stdin is not None and process.stdout is not None
-    with contextlib.suppress(BrokenPipeError):  # it is dead already
-        process.stdin.write(f"{job}\n".encode())
-        process.stdin.flush()
-    written = process.stdout.read()
-    process.wait()
+    late = threading.Event()
+
+    def stop() -> None:
+        late.set()
+        kill(process)
+
+    timer = threading.Timer(LONGEST, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        with contextlib.suppress(BrokenPipeError):  # it is dead already
+            process.stdin.write(f"{job}\n".encode())
+            process.stdin.flush()
+        written = process.stdout.read()
+        process.wait()
+    finally:
+        timer.cancel()
+    if late.is_set():
+        raise TimeoutError
     return written
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def kill(process: subprocess.Popen[bytes]) -> None:
     """Kill a child and whatever it has started."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
     else:
         process.kill()
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a child and close what led to it."""
+    kill(process)
     process.wait()
     for stream in (process.stdin, process.stdout):
         if stream is not None:

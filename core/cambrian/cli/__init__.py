@@ -85,6 +85,9 @@ def one_line_errors() -> Generator[None]:
     except OSError as error:  # a path that cannot be read or written
         what = error.filename or "a file"
         fail(f"error: Cannot use {what}: {error.strerror or error}.", 1, error)
+    except MemoryError as error:
+        reason = " ".join(f": {error}".split()) if str(error) else ""
+        fail(f"error: There is not enough memory for this{reason}; ask for less at once.", 1, error)
     except Exception as error:
         text = " ".join(str(error).split())
         fail(

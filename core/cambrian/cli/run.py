@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cambrian.cli.completion import complete_model
 from cambrian.cli.progress import Downloads, say
 from cambrian.config import parse_assignment
-from cambrian.errors import UsageError
+from cambrian.errors import CambrianError, UsageError
 from cambrian.files import write_bytes
+
+if TYPE_CHECKING:
+    from cambrian.pipeline import Pipeline
 
 
 def run(
@@ -59,21 +63,19 @@ def run(
       cambrian run runs/embedder-onnx -i sentences.txt -o embeddings.npy
       cambrian run runs/digits-onnx --count 64 --seed 7 -o grid.png
     """
-    from cambrian import api
-    from cambrian.loading import best_export
-
+    suffix = ".json" if as_json else "" if out is None else out.suffix.lower()
+    if out is not None:
+        require_place(out)
     options: dict[str, Any] = dict(parse_assignment(text) for text in settings or ())
     named = {"seed": seed, "count": count}
     options |= {name: value for name, value in named.items() if value is not None}
     items = read_inputs(inputs, file) if inputs or file is not None else []
-    better = best_export(name) if runtime is None else None
-    with Downloads() as downloads:
-        pipeline = api.load(
-            better or name, device=provider, runtime=runtime, report=downloads.report
-        )
+    pipeline = opened(name, provider, runtime)
+    if out is not None and suffix not in (pipeline.suffixes or (suffix,)):
+        known = ", ".join(pipeline.suffixes)
+        raise UsageError(f"'{suffix}' is no kind of file known here; end the name in {known}.")
     if not items and not pipeline.inputless:
         items = read_inputs(inputs, file)
-    say(f"{better or name} runs on {pipeline.session.provider}")
     if len(items) == 1 and not as_json and out is None:
         for piece in pipeline.stream(items[0], **options):
             sys.stdout.write(piece)
@@ -85,7 +87,6 @@ def run(
         for result in results:
             print(pipeline.show(result))
         return
-    suffix = ".json" if as_json else "" if out is None else out.suffix.lower()
     data = pipeline.encode(results, suffix)
     if out is not None:
         write_bytes(out, data)
@@ -94,19 +95,54 @@ def run(
         sys.stdout.write(data.decode())
 
 
+def require_place(out: Path) -> None:
+    """UsageError where no file can be written under that name, before anything is computed."""
+    try:
+        if out.is_dir():
+            raise UsageError(f"{out} is a folder; name a file to write to.")
+        folder = next(parent for parent in out.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"Cannot write {out}: {reason}. Name another place.") from error
+
+
+def opened(name: str, provider: str, runtime: str | None) -> Pipeline:
+    """The pipeline, of the checkpoint's own export where that can be run as it is asked for."""
+    from cambrian import api
+    from cambrian.loading import best_export
+
+    better = best_export(name) if runtime is None else None
+    with Downloads() as downloads:
+        if better is not None:
+            try:
+                pipeline = api.load(better, device=provider)
+            except CambrianError as error:  # the checkpoint itself may well run
+                say(f"{better} is left alone: {error}")
+            else:
+                say(f"{better} runs on {pipeline.session.provider}")
+                return pipeline
+        pipeline = api.load(name, device=provider, runtime=runtime, report=downloads.report)
+    say(f"{name} runs on {pipeline.session.provider}")
+    return pipeline
+
+
 def read_inputs(inputs: list[str] | None, file: Path | None) -> list[str]:
     """The inputs from the command line, a file, or standard input."""
     if inputs and file is not None:
         raise UsageError("Give inputs or --input, not both.")
+    try:
+        if file is not None:
+            content = file.read_text("utf-8")
+        else:
+            content = "".join(inputs) if inputs else sys.stdin.read()
+        content.encode()  # what a shell gives may be no text
+    except (OSError, UnicodeError) as error:
+        where = file or ("the inputs" if inputs else "standard input")
+        raise UsageError(f"Cannot read {where}: {error}.") from error
     if inputs:
         return inputs
-    if file is not None:
-        try:
-            content = file.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"Cannot read {file}: {error}.") from error
-    else:
-        content = sys.stdin.read()
     # Not splitlines, which knows more ends of lines than files have: results go by the line.
     lines = content.removesuffix("\n").split("\n") if content else []
     if not lines:

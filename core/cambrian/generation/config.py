@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+LEAST = 0.0001  # of what logits are divided by; what is much less leaves no numbers of them
+MOST_BEAMS = 1000  # each keeps a past of its own
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
@@ -45,25 +48,28 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
-        if not self.temperature > 0:
+        if not LEAST <= self.temperature <= 1 / LEAST:
             raise ValueError(
-                f"temperature must be positive, not {self.temperature}; "
+                f"temperature must be from {LEAST} to {1 / LEAST:g}, not {self.temperature}; "
                 "for the likeliest text set do_sample=false"
             )
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (all tokens) or more, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
-        if self.num_beams < 1:
-            raise ValueError(f"num_beams must be at least 1, not {self.num_beams}")
+        if not 1 <= self.num_beams <= MOST_BEAMS:
+            raise ValueError(f"num_beams must be from 1 to {MOST_BEAMS}, not {self.num_beams}")
         if self.num_beams > 1 and self.do_sample:
             raise ValueError("a beam search draws nothing; set do_sample=false or num_beams=1")
         if not abs(self.length_penalty) <= 10:
             raise ValueError(
                 f"length_penalty must be a number from -10 to 10, not {self.length_penalty}"
             )
-        if not self.repetition_penalty > 0:
-            raise ValueError(f"repetition_penalty must be positive, not {self.repetition_penalty}")
+        if not LEAST <= self.repetition_penalty <= 1 / LEAST:
+            raise ValueError(
+                f"repetition_penalty must be from {LEAST} to {1 / LEAST:g}, "
+                f"not {self.repetition_penalty}"
+            )
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be at least 0 and below 2**64, not {self.seed}")
         if not all(self.stop):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cambrian.errors import CambrianError, listed
 from cambrian.runtime import Array, Session, State
 
 Tokens = NDArray[np.int64]
@@ -72,7 +73,18 @@ class Decoding(ABC):
 
     def _run(self, inputs: Mapping[str, Array]) -> Scores:
         outputs, self._state = self._session.run(self.graph, inputs, self._state)
-        return outputs["logits"][:, -1].astype(np.float32)
+        if "logits" not in outputs:
+            raise CambrianError(
+                f"The model's graph '{self.graph}' gives no logits, only {listed([*outputs])}; "
+                "export the model again."
+            )
+        scores = outputs["logits"][:, -1].astype(np.float32)
+        if np.isnan(scores.max()):  # the largest is, where one is
+            raise CambrianError(
+                f"The model gives scores that are no numbers on {self._session.provider}; its "
+                "weights are broken, or too large for their precision."
+            )
+        return scores
 
     def seen(self) -> NDArray[np.bool_]:
         """Which tokens each prompt holds: (rows, vocabulary)."""
@@ -80,3 +92,36 @@ class Decoding(ABC):
         for row, prompt in enumerate(self.prompts):
             seen[row, list(prompt)] = True
         return seen
+
+
+class LeftPadded(Decoding):
+    """A decoder that takes "input_ids" and the "attention_mask" of all tokens so far, and keeps
+    what else it needs as state. Prompts of unequal length are padded on the left."""
+
+    def __init__(
+        self,
+        session: Session,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        vocab_size: int,
+    ) -> None:
+        super().__init__(session, prompts, limits, vocab_size)
+        width = max(map(len, prompts))
+        self.tokens, self.mask = np.zeros((2, len(prompts), width), np.int64)
+        for row, prompt in enumerate(prompts):
+            self.tokens[row, width - len(prompt) :] = prompt
+            self.mask[row, width - len(prompt) :] = 1
+
+    def first(self) -> Mapping[str, Array]:
+        return self.inputs(self.tokens)
+
+    def following(self, tokens: Tokens) -> Mapping[str, Array]:
+        self.mask = np.concatenate((self.mask, np.ones_like(self.mask[:, :1])), axis=1)
+        return self.inputs(tokens)
+
+    def select(self, rows: Tokens) -> None:
+        self.mask = self.mask[rows]
+
+    def inputs(self, tokens: Tokens) -> Mapping[str, Array]:
+        """Those of a call that adds `tokens` (rows, new); `mask` (rows, all) holds them already."""
+        return {"input_ids": tokens, "attention_mask": self.mask}
