@@ -1,4 +1,5 @@
-"""What pipelines that make pictures share: numbered noise, contact sheets, and their measure."""
+"""What pipelines of pictures share: those that make them (numbered noise, contact sheets, and their
+measure), and the one that tells their classes."""
 
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ from cambrian import fidelity, pictures
 from cambrian.config import update
 from cambrian.data.images import ImageProcessor
 from cambrian.errors import UsageError
+from cambrian.generation.sampling import probabilities
 from cambrian.pipeline import Pipeline
 from cambrian.runtime import Array
-from cambrian.scores import Scores
+from cambrian.scores import Scores, classification
 from cambrian.workload import Sizes, Workload
 
 Bytes = NDArray[np.uint8]
@@ -54,6 +56,13 @@ class ImagePipeline(Pipeline):
 
     options = ImageOptions
     inputless: ClassVar[bool] = True
+    suffixes: ClassVar[tuple[str, ...]] = (
+        *pictures.FORMATS,
+        *pictures.MOVING,
+        ".npy",
+        ".json",
+        ".jsonl",
+    )
     processor: ImageProcessor
 
     @abstractmethod
@@ -129,25 +138,96 @@ def require_extractor(extractor: str) -> None:
 
     pipeline = load(extractor, device="cpu")
     pipeline.session.close()
-    if not isinstance(pipeline, FeaturePipeline):
+    if not isinstance(pipeline, ImageClassification):
         raise UsageError(
             f"{extractor} is no classifier of pictures; train one: cambrian train cnn -o FOLDER."
         )
 
 
-class FeaturePipeline(Pipeline):
-    """Classes of pictures, by features that also serve to compare sets of them."""
+@dataclass(frozen=True, kw_only=True)
+class ClassificationOptions:
+    """batch_size: how many pictures the engine sees at once."""
 
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+
+
+class ImageClassification(Pipeline):
+    """The class of each picture file: {"input", "label", "score", "scores"}.
+
+    The config has `id2label`. The graph "model" takes "pixel_values" (B, C, H, W) to "logits"
+    (B, K) and "features" (B, F), over which sets of pictures can be compared.
+    """
+
+    options = ClassificationOptions
     processor: ImageProcessor
 
+    def __call__(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
+        """One result for each file's name; UsageError or BrokenFile for what is no picture."""
+        settings = update(self.defaults, options, "options")
+        pixels = np.stack([self.processor.open(name) for name in inputs])
+        logits, _ = self.compute(pixels, settings.batch_size)
+        return [
+            {
+                "input": str(name),
+                "label": self.labels[int(row.argmax())],
+                "score": float(row.max()),
+                "scores": dict(zip(self.labels, map(float, row), strict=True)),
+            }
+            for name, row in zip(inputs, probabilities(logits), strict=True)
+        ]
+
     @property
-    @abstractmethod
     def labels(self) -> tuple[str, ...]:
         """The classes' names, in order."""
+        names = self.config.id2label
+        return tuple(names[str(number)] for number in range(len(names)))
 
-    @abstractmethod
+    def show(self, result: Any) -> str:
+        return f"{result['label']}  {result['score']:.4f}"
+
     def compute(self, pixels: Bytes, batch_size: int = 64) -> tuple[Any, Any]:
         """Logits (N, K) and features (N, F) of pictures (N, C, H, W) uint8."""
+        dtype = self.session.signatures["model"].inputs[0].dtype
+        found = [
+            self.session.run("model", {"pixel_values": self.processor.normalize(part, dtype)})[0]
+            for part in np.split(pixels, range(batch_size, len(pixels), batch_size))
+        ]
+        logits, features = (
+            np.concatenate([each[name] for each in found]) for name in ("logits", "features")
+        )
+        return logits, features
+
+    def score(self, examples: Sequence[tuple[Any, Any]], **options: Any) -> Scores | None:
+        """Accuracy, macro F1 and the confusion matrix."""
+        settings = update(self.defaults, options, "options")
+        pixels, labels = zip(*(examples[n] for n in range(len(examples))), strict=True)
+        logits, _ = self.compute(np.stack(pixels), settings.batch_size)
+        predicted = [self.labels[n] for n in logits.argmax(-1)]
+        return classification(self.labels, labels, predicted)
+
+    def workload(self, sizes: Sizes) -> Workload:
+        """Pictures of noise through the graph once."""
+        pixels = self.random_pixels(sizes.batch)
+        return Workload(
+            unit="pictures",
+            count=sizes.batch,
+            run=lambda: iter([self.compute(pixels, sizes.batch)[0]]),
+        )
+
+    def probe(self) -> Mapping[str, Array]:
+        """The classes of eight pictures of noise."""
+        logits, _ = self.compute(self.random_pixels(8), 3)
+        return {"classes": logits.argmax(-1).astype(np.int64)}
+
+    def random_pixels(self, count: int) -> Bytes:
+        """Pictures of noise, the same in every call."""
+        rng = np.random.Generator(np.random.Philox(0))
+        shape = (count, self.processor.num_channels, *self.processor.image_size)
+        return rng.integers(0, 256, shape, np.uint8)
 
 
 def compared(real: Bytes, made: Bytes, extractor: str) -> Scores:

@@ -84,6 +84,7 @@ HEADS = (
         pipeline="SentenceEmbedding",
     ),
 )
+MASKS = {"bert": "[MASK]", "roberta": "<mask>"}
 # From scratch, Muon suits the hidden matrices; for weights that exist it is far too fast.
 SCRATCH = OptimizerConfig(
     name="muon",
@@ -143,6 +144,7 @@ def _spec(
             "train": {"steps": 12, "batch_size": 4, "evaluate_every": 6, "evaluate_batches": 2},
             "optimizer": {"warmup_steps": 2},
         },
+        example_inputs=(f"The {MASKS[family]} statement", f"A {MASKS[family]}"),
         model_type=family,
         model_class=f"{title}{head.reference}",
     )

@@ -23,8 +23,8 @@ def register_models() -> Iterable[ModelSpec]:
             config=CNNConfig,
             model=Ref("cambrian_cnn.model:CNN"),
             processor=Ref("cambrian.data.images:ImageProcessor"),
-            data=Ref("cambrian_cnn.data:prepare"),
-            pipeline=Ref("cambrian_cnn.pipeline:ImageClassification"),
+            data=Ref("cambrian.data.image_classes:prepare"),
+            pipeline=Ref("cambrian.image_pipeline:ImageClassification"),
             recipe=Recipe(
                 train=TrainConfig(steps=1500, batch_size=64, ema=0.99),
                 optimizer=OptimizerConfig(
@@ -39,5 +39,6 @@ def register_models() -> Iterable[ModelSpec]:
                 "optimizer": {"warmup_steps": 2, "lr": 1e-2},
                 "data": {"source": ("printed-digits-nano",)},
             },
+            example_inputs=("picture.png",),
         )
     ]  # fmt: skip

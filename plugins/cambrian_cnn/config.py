@@ -45,8 +45,3 @@ class CNNConfig:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
         if set(self.id2label) != {str(i) for i in range(len(self.id2label))}:
             raise ValueError("id2label must name the classes 0 to n - 1")
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The classes' names, in order."""
-        return tuple(self.id2label[str(i)] for i in range(len(self.id2label)))

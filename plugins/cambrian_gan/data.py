@@ -6,14 +6,8 @@ from dataclasses import replace
 
 from cambrian.config import Recipe
 from cambrian.data import Prepared
-from cambrian.data.images import (
-    Examples,
-    ImageBatches,
-    ImageProcessor,
-    class_names,
-    class_numbers,
-    read_split,
-)
+from cambrian.data.image_classes import class_names, class_numbers
+from cambrian.data.images import Examples, ImageBatches, ImageProcessor, read_split
 from cambrian.errors import UsageError
 from cambrian.image_pipeline import require_extractor
 from cambrian_gan.config import GANConfig

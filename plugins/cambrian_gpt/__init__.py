@@ -48,6 +48,7 @@ def register_models() -> Iterable[ModelSpec]:
                 "optimizer": {"warmup_steps": 2},
                 "data": {"tokenizer": "char"},
             },
+            example_inputs=("The", "A longer one"),
             model_type="gpt2",
             model_class="GPT2LMHeadModel",
         )

@@ -1,14 +1,12 @@
-"""Text to next-token batches."""
+"""Text to next-token batches, no longer than the context."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from cambrian.config import Recipe
-from cambrian.data import Prepared
-from cambrian.data.text import prepare_text
+from cambrian.data import Prepared, next_tokens
 from cambrian.data.tokenizer import Tokenizer
-from cambrian.data.windows import Windows
 from cambrian.errors import UsageError
 from cambrian_gpt.config import GPTConfig
 
@@ -19,48 +17,15 @@ def prepare(
     processor: Tokenizer | None = None,
     evaluate_only: bool = False,
 ) -> Prepared:
-    """Windows of n_positions tokens, shuffled for training, in order for validation.
-
-    From scratch, the config takes the tokenizer's vocabulary; going on from a checkpoint, the
-    tokenizer must fit the model's (UsageError).
-    """
-    if processor is not None and processor.vocab_size > config.vocab_size:
-        raise UsageError(
-            f"The tokenizer has {processor.vocab_size} tokens but the model only "
-            f"{config.vocab_size}; start from the tokenizer that the model was trained with."
-        )
+    """Windows of n_positions tokens, or of data.length where that is less (UsageError if more)."""
     length = recipe.data.length or config.n_positions
     if not 0 < length <= config.n_positions:
         raise UsageError(
             f"data.length must be from 1 to the model's n_positions, {config.n_positions}; "
             f"it is {length}."
         )
-    text = prepare_text(recipe.data, processor)
-    tokenizer, train = text.tokenizer, recipe.train
-    if processor is None:
-        end = tokenizer.eos_id
-        config = replace(
-            config, vocab_size=tokenizer.vocab_size, bos_token_id=end, eos_token_id=end
-        )
-    validation = None
-    if text.validation is not None:
-        validation = Windows(
-            text.validation,
-            length=length,
-            batch_size=train.batch_size,
-            seed=train.seed,
-            shuffle=False,
-        )
-    return Prepared(
-        processor=tokenizer,
-        config=config,
-        train=(
-            validation
-            if evaluate_only and validation is not None
-            else Windows(text.train, length=length, batch_size=train.batch_size, seed=train.seed)
-        ),
-        validation=validation,
-        unit="tokens",
-        units_per_row=length,
-        summary=text.summary,
-    )
+    prepared = next_tokens.prepare(config, recipe, processor, evaluate_only, length=length)
+    if processor is not None:
+        return prepared
+    config = prepared.config  # GPT-2 begins a text with the token that ends one
+    return replace(prepared, config=replace(config, bos_token_id=config.eos_token_id))

@@ -55,6 +55,7 @@ def register_models() -> Iterable[ModelSpec]:
                 "train": {"steps": 12, "batch_size": 4, "evaluate_every": 6, "evaluate_batches": 2},
                 "optimizer": {"warmup_steps": 2},
             },
+            example_inputs=("The", "A longer one"),
             model_type="t5",
             model_class="T5ForConditionalGeneration",
         )

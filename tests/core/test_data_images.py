@@ -20,8 +20,6 @@ from cambrian.data.images import (
     ImageProcessor,
     augmented,
     binarized,
-    class_names,
-    class_numbers,
     read_split,
 )
 from cambrian.errors import BrokenFile, CambrianError, NotFound, UsageError
@@ -62,6 +60,39 @@ def test_a_processor_is_saved_and_read_back(channels: int, crop: Any, tmp_path: 
     assert said["size"] == {"height": 6, "width": 9} and said["image_mean"] == [0.5] * channels
 
 
+HUB = {  # google/vit-base-patch16-224-in21k's, but for the sizes and figures
+    "do_normalize": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.25, 0.5],
+    "image_std": [0.5, 0.5, 0.125],
+    "size": 6,
+}
+
+
+def test_a_description_from_the_hub_is_read(tmp_path: Path) -> None:
+    (tmp_path / PROCESSOR).write_text(json.dumps(HUB))
+    processor = ImageProcessor.load(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    whole = np.asarray(image.resize((6, 6), Image.Resampling.BILINEAR), np.float32) / 255
+    want = (whole - HUB["image_mean"]) / np.array(HUB["image_std"])
+    fitted = processor.fit(image)
+    seen = processor.normalize(np.stack([fitted, fitted]))[1]
+    np.testing.assert_allclose(seen.transpose(1, 2, 0), want, rtol=0, atol=1e-6)
+    assert np.array_equal(processor.denormalize(seen), fitted)
+    processor.save(tmp_path)
+    assert ImageProcessor.load(tmp_path) == processor
+
+
+def test_resizing_to_what_is_then_not_cut_squeezes_the_whole(tmp_path: Path) -> None:
+    file = tmp_path / PROCESSOR
+    file.write_text(json.dumps({**HUB, "do_center_crop": True, "crop_size": 6}))
+    assert ImageProcessor.load(tmp_path).crop == "none"
+    file.write_text(json.dumps({**HUB, "do_center_crop": True, "crop_size": 5}))
+    with pytest.raises(BrokenFile, match="cut after they are resized"):
+        ImageProcessor.load(tmp_path)
+
+
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.5)])
 def test_every_level_comes_back(mean: float, std: float) -> None:
     processor = ImageProcessor(image_size=(1, 256), num_channels=1, mean=mean, std=std)
@@ -89,7 +120,9 @@ def test_fit_crops_the_middle_or_squeezes_the_whole() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"size": 28},
+        {"size": 0},
+        {"size": "28"},
+        {"resample": 6},
         {"size": {"height": "4", "width": 4}},
         {"size": {"height": 4}},
         {"size": {"height": 0, "width": 4}},
@@ -304,22 +337,6 @@ def test_about_half_of_the_pictures_are_mirrored() -> None:
 
 def labelled(*labels: str) -> Images:
     return Images(numbered(len(labels)).pixels, labels)
-
-
-def test_classes_are_numbered_in_order() -> None:
-    assert class_names(labelled("10", "9", "1", "9")) == {"0": "1", "1": "9", "2": "10"}
-    assert class_names(labelled("b", "10", "9")) == {"0": "10", "1": "9", "2": "b"}
-    with pytest.raises(UsageError, match="have no labels"):
-        class_names(numbered(2))
-
-
-def test_class_numbers_and_a_strange_label() -> None:
-    names = {"0": "ant", "1": "bee"}
-    assert class_numbers(labelled("bee", "ant", "bee"), names).tolist() == [1, 0, 1]
-    with pytest.raises(UsageError, match="have no labels"):
-        class_numbers(numbered(2), names)
-    with pytest.raises(CambrianError, match="'cat', which the model does not know; it knows ant"):
-        class_numbers(labelled("ant", "cat"), names)
 
 
 def test_examples_are_pictures_with_their_labels() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cambrian.data import Arrays, Processor
 from cambrian.data.config import ImageData
 from cambrian.data.image_sources import Images, read_images
-from cambrian.errors import BrokenFile, CambrianError, NotFound, UsageError
+from cambrian.errors import BrokenFile, NotFound, UsageError
 from cambrian.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -31,27 +31,31 @@ Bytes = NDArray[np.uint8]
 class ImageProcessor(Processor):
     """How pictures become what a model sees: (C, H, W) float32, (value / 255 - mean) / std.
 
-    crop as in ImageData. Saved under the names that Hugging Face's image processors use.
+    mean, std: of all channels, or one for each. crop as in ImageData. resample: Pillow's number of
+    the filter that resizes, by default Lanczos'. Saved under the names that Hugging Face's image
+    processors use, whose files open as well.
     """
 
     image_size: tuple[int, int]
     num_channels: int
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | tuple[float, ...] = 0.0
+    std: float | tuple[float, ...] = 1.0
     crop: Literal["center", "none"] = "center"
+    resample: int = 1
 
     def fit(self, image: Image) -> Bytes:
-        """A picture of any kind as (C, H, W) uint8; resized, if need be, by Lanczos' filter."""
+        """A picture of any kind as (C, H, W) uint8, resized if need be."""
         from PIL import Image as Pillow
         from PIL import ImageOps
 
         image = image.convert(self._mode)
         height, width = self.image_size
         if image.size != (width, height):
+            resample = Pillow.Resampling(self.resample)
             if self.crop == "center":
-                image = ImageOps.fit(image, (width, height), Pillow.Resampling.LANCZOS)
+                image = ImageOps.fit(image, (width, height), resample)
             else:
-                image = image.resize((width, height), Pillow.Resampling.LANCZOS)
+                image = image.resize((width, height), resample)
         return self._pixels(image)
 
     @property
@@ -63,16 +67,26 @@ class ImageProcessor(Processor):
         return pixels[None] if self.num_channels == 1 else pixels.transpose(2, 0, 1)
 
     def normalize(self, pixels: Bytes, dtype: str = "float32") -> NDArray[Any]:
-        """uint8 of any shape to what the model sees, reckoned in float32."""
+        """uint8 (..., C, H, W) to what the model sees, reckoned in float32."""
+        mean, std = self._statistics
         values = pixels.astype(np.float32)
-        values *= np.float32(1 / (255 * self.std))
-        values -= np.float32(self.mean / self.std)
+        values *= (1 / (255 * std)).astype(np.float32)
+        values -= (mean / std).astype(np.float32)
         return values.astype(dtype, copy=False)
 
     def denormalize(self, values: NDArray[Any]) -> Bytes:
         """The reverse, cut to the range of a picture and rounded."""
-        levels = (np.asarray(values, np.float32) * self.std + self.mean) * 255
+        mean, std = (each.astype(np.float32) for each in self._statistics)
+        levels = (np.asarray(values, np.float32) * std + mean) * 255
         return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+    @property
+    def _statistics(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and deviation, of shape () or (C, 1, 1)."""
+        mean, std = (np.array(each, np.float64) for each in (self.mean, self.std))
+        return (mean[:, None, None] if mean.ndim else mean), (
+            std[:, None, None] if std.ndim else std
+        )
 
     def open(self, file: str | Path) -> Bytes:
         """Read one picture file and fit it; UsageError or BrokenFile as `read_images` has them."""
@@ -104,12 +118,12 @@ class ImageProcessor(Processor):
                 "num_channels": self.num_channels,
                 "do_center_crop": self.crop == "center",
                 "do_resize": True,
-                "resample": 1,  # Pillow's number of Lanczos' filter
+                "resample": self.resample,
                 "do_rescale": True,
                 "rescale_factor": 1 / 255,
                 "do_normalize": True,
-                "image_mean": [self.mean] * self.num_channels,
-                "image_std": [self.std] * self.num_channels,
+                "image_mean": np.broadcast_to(self.mean, self.num_channels).tolist(),
+                "image_std": np.broadcast_to(self.std, self.num_channels).tolist(),
             },
         )
 
@@ -127,25 +141,25 @@ class ImageProcessor(Processor):
                 f"{file}: only pictures that are divided by 255 and normalised are supported; say "
                 "so there, with a mean of 0 and a deviation of 1 to leave them as they are."
             )
-        means, stds = {*said.image_mean}, {*said.image_std}
-        sane = len(means) == len(stds) == 1 and math.isfinite(min(means)) and min(stds) >= 1e-6
-        if not (sane and math.isfinite(min(stds))):
+        if said.do_center_crop and said.crop_size not in (None, said.size):
             raise BrokenFile(
-                f"{file}: image_mean and image_std must each be one finite value, the same for "
-                "every channel, and the deviation above 0."
+                f"{file}: pictures that are cut after they are resized (crop_size) are not "
+                "supported; set do_center_crop to false there to squeeze them instead."
             )
-        height, width = said.size.height, said.size.width
+        height, width = (said.size,) * 2 if isinstance(said.size, int) else astuple(said.size)
         if min(height, width) < 1 or height * width > MOST_PIXELS:
             raise BrokenFile(
                 f"{file}: {height} by {width} is no size of a picture; at most {MOST_PIXELS:,} "
                 "pixels are allowed."
             )
+        mean, std = said.statistics(file)
         return cls(
             image_size=(height, width),
-            num_channels=said.num_channels,
-            mean=said.image_mean[0],
-            std=said.image_std[0],
-            crop="center" if said.do_center_crop else "none",
+            num_channels=said.num_channels or len(said.image_mean),
+            mean=mean,
+            std=std,
+            crop="center" if said.do_center_crop and said.crop_size is None else "none",
+            resample=said.resample,
         )
 
 
@@ -157,14 +171,31 @@ class _Size:
 
 @dataclass(frozen=True)
 class _Saved:
-    size: _Size
-    num_channels: Literal[1, 3]
+    """What is read of the file. Where it is silent, Hugging Face's processors do as these defaults
+    say; files of our own are only silent of crop_size."""
+
+    size: _Size | int
     image_mean: list[float]
     image_std: list[float]
+    num_channels: Literal[1, 3] | None = None
     do_center_crop: bool = False
+    crop_size: _Size | int | None = None
+    resample: Literal[0, 1, 2, 3, 4, 5] = 2
     do_rescale: bool = True
     do_normalize: bool = True
     rescale_factor: float = 1 / 255
+
+    def statistics(self, file: Path) -> list[float | tuple[float, ...]]:
+        """Mean and deviation, each one number if it is the same for every channel."""
+        mean, std = self.image_mean, self.image_std
+        channels = self.num_channels or len(mean)
+        sane = len(mean) == len(std) == channels in (1, 3)
+        if not (sane and all(map(math.isfinite, (*mean, *std))) and min(std) >= 1e-6):
+            raise BrokenFile(
+                f"{file}: image_mean and image_std must each be one finite number for every "
+                "channel, 1 or 3 of them, and the deviation above 0."
+            )
+        return [each[0] if len({*each}) == 1 else tuple(each) for each in (mean, std)]
 
 
 # -- data to train on -------------------------------------------------------------------------
@@ -236,39 +267,6 @@ def _digest(*sides: Images) -> str:
         digest.update(repr((side.pixels.shape, side.labels)).encode())
         digest.update(side.pixels.tobytes())
     return digest.hexdigest()
-
-
-def require_labels(images: Images) -> tuple[str, ...]:
-    """The labels; UsageError where there are none."""
-    if images.labels is None:
-        raise UsageError(
-            "The pictures have no labels; give a folder with a folder for each class, IDX files "
-            "with their labels, or .npz or .parquet with labels."
-        )
-    return images.labels
-
-
-def class_names(images: Images) -> dict[str, str]:
-    """The labels by number, "0" to "n - 1", as config.json has them; numbers in their order.
-
-    UsageError where there are none.
-    """
-    names = set(require_labels(images))
-    numeric = all(name.isdecimal() for name in names)
-    ordered = sorted(names, key=lambda name: (int(name), name)) if numeric else sorted(names)
-    return {str(number): name for number, name in enumerate(ordered)}
-
-
-def class_numbers(images: Images, id2label: Mapping[str, str]) -> NDArray[np.int64]:
-    """The number of each picture's class; CambrianError for a label that the model lacks."""
-    numbers = {name: int(number) for number, name in id2label.items()}
-    labels = require_labels(images)
-    if strange := sorted(set(labels) - numbers.keys()):
-        raise CambrianError(
-            f"The pictures have the label '{strange[0]}', which the model does not know; it knows "
-            f"{', '.join(list(numbers)[:10])}."
-        )
-    return np.array([numbers[label] for label in labels], np.int64)
 
 
 @dataclass
