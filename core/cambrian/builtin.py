@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cambrian.hookspecs import hookimpl
-from cambrian.specs import Ref, RuntimeSpec, TrainerSpec
+from cambrian.specs import LOOP, Ref, RuntimeSpec, TrainerSpec
 
 
 @hookimpl
@@ -13,7 +13,7 @@ def register_trainers() -> Iterable[TrainerSpec]:
     """One loop over the model's updates."""
     return [
         TrainerSpec(
-            name="loop",
+            name=LOOP,
             summary="one loop over the model's updates; CPU or one GPU; exact resume",
             trainer=Ref("cambrian.training.loop:LoopTrainer"),
         )

@@ -85,11 +85,13 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a run needs beside the model's config. `data` is the family's own settings class."""
+    """What a run needs beside the model's config. `data` is the family's own settings class,
+    `trainer` that of the trainer, if it has one."""
 
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: Any = None
+    trainer: Any = None
 
 
 def fields_of(kind: type[Any]) -> dict[str, Any]:
@@ -120,12 +122,12 @@ def update(instance: D, changes: Mapping[str, Any], where: str) -> D:
         raise UsageError(f"{where}: {error}") from error
 
 
-SECTIONS = ("model", "train", "optimizer", "data")
+SECTIONS = ("model", "train", "optimizer", "data", "trainer")
 Changes = Mapping[str, Mapping[str, Any]]
 
 
 def apply(config: D, recipe: Recipe, changes: Changes, where: str) -> tuple[D, Recipe]:
-    """Apply changes by section ("model", "train", "optimizer", "data") to config and recipe."""
+    """Apply changes by section ("model", "train", ...) to config and recipe."""
     if unknown := [name for name in changes if name not in SECTIONS]:
         raise UsageError(
             f"{where}: unknown section '{unknown[0]}'.{nearest(unknown[0], SECTIONS)} "
@@ -134,6 +136,11 @@ def apply(config: D, recipe: Recipe, changes: Changes, where: str) -> tuple[D, R
     for name in changes:
         if not isinstance(changes[name], Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"{where}: '{name}' is a section; write [{name}] and keys below it.")
+        if name != "model" and getattr(recipe, name) is None:
+            raise UsageError(
+                f"{where}: this run's {name} has no settings of its own; leave out [{name}], or "
+                f"choose another {name}."
+            )
     parts = {
         name: update(getattr(recipe, name), changes[name], f"{where}: [{name}]")
         for name in SECTIONS[1:]
@@ -195,8 +202,8 @@ def parse_settings(assignments: Iterable[str], config: Any, recipe: Recipe) -> C
 def as_changes(config: Any, recipe: Recipe) -> dict[str, dict[str, Any]]:
     """All settings by section, in the form that `read_changes` returns; None is left out."""
     parts = {"model": config, "train": recipe.train, "optimizer": recipe.optimizer}
-    if recipe.data is not None:
-        parts["data"] = recipe.data
+    own = {"data": recipe.data, "trainer": recipe.trainer}
+    parts |= {name: part for name, part in own.items() if part is not None}
     builtin = {name: msgspec.to_builtins(part) for name, part in parts.items()}
     return {
         name: {key: value for key, value in part.items() if value is not None}

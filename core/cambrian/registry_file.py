@@ -36,6 +36,7 @@ TOKEN = re.compile(
 )
 KINDS: Mapping[str, type[Item]] = {"models": Entry, "datasets": DatasetEntry}
 REQUIRED = {"models": ("architecture",), "datasets": ("kind", "source")}
+RECIPE = SECTIONS[1:-1]  # an entry does not choose the trainer
 GOLDEN = ("inputs", "ids", "values", "source")
 
 
@@ -160,8 +161,8 @@ def check_model(values: Mapping[str, Any], path: Sequence[str]) -> None:
         if not SHA256.fullmatch(digest):
             raise Wrong([*path, "files", name], f"files: {name}: a sha256 has 64 hex digits.")
     for section in values.get("recipe", {}):
-        if section not in SECTIONS[1:]:
-            hint = nearest(section, SECTIONS[1:])
+        if section not in RECIPE:
+            hint = nearest(section, RECIPE)
             raise Wrong([*path, "recipe", section], f"recipe: unknown section '{section}'.{hint}")
 
 

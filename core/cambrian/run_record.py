@@ -19,7 +19,7 @@ import tomli_w
 from cambrian.errors import BrokenFile
 from cambrian.files import read_json
 from cambrian.registry import Registry
-from cambrian.specs import Entry
+from cambrian.specs import LOOP, Entry
 from cambrian.toml import parse_toml
 
 T = TypeVar("T")
@@ -37,6 +37,7 @@ class RunRecord:
 
     target: str
     base: str | None
+    trainer: str
     data: Mapping[str, Any]
     metrics: Mapping[str, Any]
     settings: str
@@ -47,7 +48,16 @@ class RunRecord:
     @classmethod
     def empty(cls) -> RunRecord:
         """Of a folder that holds no record."""
-        return cls(target="NAME", base=None, data={}, metrics={}, settings="", steps=0, planned=0)
+        return cls(
+            target="NAME",
+            base=None,
+            trainer=LOOP,
+            data={},
+            metrics={},
+            settings="",
+            steps=0,
+            planned=0,
+        )
 
     @classmethod
     def read(cls, train: Path) -> RunRecord | None:
@@ -73,6 +83,7 @@ class RunRecord:
         return cls(
             target=str(target),
             base=None if base is None else str(without_folders(str(base), local)),
+            trainer=str(record.get("trainer", LOOP)),
             data=cast(dict[str, Any], without_folders(data, local)),
             metrics=metrics,
             settings=tomli_w.dumps(shown),
@@ -84,7 +95,9 @@ class RunRecord:
     def command(self) -> str:
         """The command that makes the model again, given the settings and the data."""
         base = f" --base {shlex.quote(self.base)}" if self.base is not None else ""
-        return f"cambrian train {shlex.quote(self.target)}{base} --config recipe.toml -o FOLDER"
+        by = f" --trainer {shlex.quote(self.trainer)}" if self.trainer != LOOP else ""
+        target = shlex.quote(self.target)
+        return f"cambrian train {target}{base}{by} --config recipe.toml -o FOLDER"
 
     def origin(self, registry: Registry) -> Entry | None:
         """The named model that the run began with, if it did."""

@@ -33,7 +33,7 @@ from cambrian.errors import CambrianError, NotFound, UsageError
 from cambrian.files import read_json, require_free, write_bytes, write_json
 from cambrian.loading import checkpoint_in, folder_for, open_checkpoint
 from cambrian.registry import Registry, load_registry
-from cambrian.specs import ModelSpec
+from cambrian.specs import LOOP, ModelSpec
 
 if TYPE_CHECKING:
     from cambrian.data import Prepared, Processor
@@ -80,7 +80,7 @@ def train(
     validation: Sequence[str] = (),
     config: str | Path | None = None,
     settings: Sequence[str] | Changes = (),
-    trainer: str = "loop",
+    trainer: str = LOOP,
     force: bool = False,
     report: Report = silent,
     stop: Callable[[], bool] = never,
@@ -185,7 +185,7 @@ def settle(
     report: Report = silent,
 ) -> Start:
     """Decide a run's settings: the recipe, the entry's differences, the base's config, the
-    caller's wishes."""
+    trainer's own, the caller's wishes."""
     resolved = registry.resolve(target)
     own = resolved.folder is not None or resolved.uri is not None
     if own and base is not None:
@@ -211,6 +211,7 @@ def settle(
         recipe = spec.fine_tuning or spec.recipe
     if checkpoint is not None and resolved.entry is not None:
         config, recipe = apply(config, recipe, resolved.entry.recipe, resolved.entry.name)
+    config, recipe = registry.pick("trainer", trainer).settings(config, recipe)
     config, recipe = wishes.grant(config, recipe)
     return Start(
         target=named_for_good(registry, target),
@@ -266,15 +267,17 @@ def prepare(
     trainer = registry.pick("trainer", start.trainer).trainer.load()()
     processor = start.checkpoint.processor() if start.checkpoint is not None else None
     prepared = spec.data.load()(start.config, recipe, processor=processor)
-    config = prepared.config
+    config, fresh = prepared.config, ()
     if start.checkpoint is not None and start.base is None:
         model = dataclasses.replace(start.checkpoint, config=config).model()
     else:
         torch.manual_seed(recipe.train.seed)
         model = spec.model.load()(config)
+        fresh = tuple(model.state_dict())
     if start.checkpoint is not None and start.base is not None:
         tensors = start.checkpoint.tensors(spec, config)
         kept = keep_fitting(model, tensors, start.checkpoint.path)
+        fresh = kept.fresh
         report({"base": start.base, **dataclasses.asdict(kept)})
     job = Job(
         model=model,
@@ -282,6 +285,7 @@ def prepare(
         recipe=recipe,
         folder=out / TRAIN,
         publish=lambda model: save_weights(out, spec, config, model),
+        fresh=fresh,
         observe=observer(spec, prepared, recipe, out),
         report=report,
         stop=stop,
@@ -381,7 +385,8 @@ def conclude(
 ) -> Trained:
     """Write the card and open what was trained."""
     base = f" --base {start.base}" if start.base is not None else ""
-    command = f"cambrian train {start.target}{base} --config train/recipe.toml -o FOLDER"
+    by = f" --trainer {start.trainer}" if start.trainer != LOOP else ""
+    command = f"cambrian train {start.target}{base}{by} --config train/recipe.toml -o FOLDER"
     card = checkpoint_card(start.spec, out.resolve().name, data, outcome.metrics, command)
     write_bytes(out / "README.md", card.encode())
     published = (out / start.spec.weights_file).is_file()

@@ -6,13 +6,14 @@ that listing a thousand models costs no more than reading their names.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from cambrian.config import Changes, Recipe
+from cambrian.config import Changes, Recipe, apply
 from cambrian.errors import CambrianError
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from cambrian.training import Trainer
     from cambrian.weights import Weights
 
+LOOP = "loop"  # the trainer of a run that names none
+C = TypeVar("C")
 T = TypeVar("T")
 # Limits of a Golden: it comes from files that anybody may have written.
 MOST_INPUTS, MOST_NUMBERS, MOST_IDS, MOST_WORDS = 32, 1024, 100, 200
@@ -53,9 +56,10 @@ class ModelSpec:
     """An architecture: how to build, feed, train and deploy one family of models.
 
     `config` is a frozen dataclass whose fields carry the reference checkpoint's own names.
+    `recipe` trains from scratch, `fine_tuning` (if given) from weights that exist.
     `example` holds settings, by section, of a model so small that it trains in a second or two:
-    what the contract tests use. `recipe` trains from scratch, `fine_tuning` (if given) from
-    weights that exist.
+    what the conformance kit uses. `example_inputs` are what the kit gives to `cambrian run`, which
+    finds a small picture, picture.png, in its folder.
     `model_type` and `model_class` are what the reference writes in config.json as `model_type`
     and `class_key`; they let a folder from elsewhere be recognised. The key "architectures" holds
     a list of classes, as transformers has it, any other one class ("_class_name" of diffusers).
@@ -73,6 +77,7 @@ class ModelSpec:
     recipe: Recipe
     fine_tuning: Recipe | None = None
     example: Changes = field(default_factory=dict[str, Mapping[str, Any]])
+    example_inputs: tuple[str, ...] = ()
     weights: Ref[Weights] | None = None
     model_type: str | None = None
     model_class: str | None = None
@@ -82,11 +87,24 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSpec:
-    """A way to fit a model to data."""
+    """A way to fit a model to data.
+
+    `config` is a frozen dataclass of the trainer's own settings, if it has any: a run's section
+    "trainer", and `recipe.trainer` of its job. `recipe` holds settings by section that suit this
+    trainer better than an architecture's own do; a caller's are stronger.
+    """
 
     name: str
     summary: str
     trainer: Ref[type[Trainer]]
+    config: type[Any] | None = None
+    recipe: Changes = field(default_factory=dict[str, Mapping[str, Any]])
+
+    def settings(self, config: C, recipe: Recipe) -> tuple[C, Recipe]:
+        """A model's config and recipe, as this trainer would have them."""
+        own = None if self.config is None else self.config()
+        recipe = dataclasses.replace(recipe, trainer=own)
+        return apply(config, recipe, self.recipe, f"trainer '{self.name}'")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 import cambrian
 from cambrian.checkpoint import keep_fitting
 from cambrian.errors import UsageError
+from cambrian.training import Job
+from cambrian.training.loop import LoopTrainer
 
 TINY = ["num_hidden_layers=1", "hidden_size=16", "num_attention_heads=2", "intermediate_size=16",
         "max_position_embeddings=24", "data.vocab_size=400"]  # fmt: skip
@@ -54,6 +56,22 @@ def test_a_classifier_begins_with_the_encoder(base: Path, tmp_path: Path) -> Non
     assert len(opened.config.labels) == 13
     processor = (base / "tokenizer.json").read_bytes()
     assert (tmp_path / "cls" / "tokenizer.json").read_bytes() == processor
+
+
+def test_a_trainer_is_told_what_begins_fresh(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a base, what was not in it; of a checkpoint nothing; from scratch everything."""
+    jobs: list[Job] = []
+    monkeypatch.setattr(LoopTrainer, "check", lambda trainer, job: jobs.append(job))
+    settings = [*CPU, "steps=1"]
+    cambrian.train("bert-classifier", tmp_path / "a", base=base, settings=settings)
+    cambrian.train(base, tmp_path / "b", settings=settings)
+    cambrian.train("bert", tmp_path / "c", settings=[*TINY, *settings])
+    headed, tuned, scratch = jobs
+    assert {"classifier.weight", "bert.pooler.dense.bias"} <= {*headed.fresh}
+    assert len(headed.fresh) == 4 and tuned.fresh == ()
+    assert {*scratch.fresh} == {*scratch.model.state_dict()}
 
 
 def test_what_fits_no_longer_is_fresh(base: Path, tmp_path: Path) -> None:

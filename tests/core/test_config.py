@@ -22,6 +22,7 @@ from cambrian.config import (
 )
 from cambrian.data.config import TextData
 from cambrian.errors import UsageError
+from cambrian.specs import Ref, TrainerSpec
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,31 @@ def test_all_settings_survive_a_file(tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text(tomli_w.dumps(as_changes(Config(n_layer=9), recipe)))
     assert apply(Config(), RECIPE, read_changes(file), "file") == (Config(n_layer=9), recipe)
+
+
+@dataclass(frozen=True)
+class Own:
+    rank: int = 8
+
+
+def test_a_trainer_has_settings_of_its_own_and_preferences(tmp_path: Path) -> None:
+    own = {"config": Own, "recipe": {"optimizer": {"lr": 0.5}}}
+    spec = TrainerSpec(name="x", summary="", trainer=Ref("x:y"), **own)  # pyright: ignore
+    config, recipe = spec.settings(Config(), RECIPE)
+    assert recipe.trainer == Own() and recipe.optimizer.lr == 0.5
+    for key in ("rank", "trainer.rank"):
+        changes = parse_settings([f"{key}=4", "lr=0.1"], config, recipe)
+        _, set_ = apply(config, recipe, changes, "--set")
+        assert set_.trainer == Own(4) and set_.optimizer.lr == 0.1
+    with pytest.raises(UsageError, match=r"unknown key 'rnk'.*'rank'"):
+        apply(config, recipe, {"trainer": {"rnk": 4}}, "--set")
+    file = tmp_path / "recipe.toml"
+    file.write_text(tomli_w.dumps(as_changes(config, set_)))
+    assert apply(config, recipe, read_changes(file), "file") == (config, set_)
+
+    plain = TrainerSpec(name="x", summary="", trainer=Ref("x:y"))
+    with pytest.raises(UsageError, match="trainer has no settings of its own"):
+        apply(*plain.settings(config, recipe), read_changes(file), "file")
 
 
 def test_bad_files(tmp_path: Path) -> None:

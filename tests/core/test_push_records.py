@@ -66,6 +66,16 @@ def test_the_card_says_what_the_run_recorded(made: Path) -> None:
     assert r"sums\|\<b\>\`x\`.txt" in card
 
 
+def test_another_trainer_is_part_of_the_command(model: Path) -> None:
+    file = model / "train" / "run.json"
+    record = RunRecord.read(model / "train")
+    assert record is not None and record.command().startswith("cambrian train gpt --config")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "trainer": "lora"}))
+    record = RunRecord.read(model / "train")
+    assert record is not None
+    assert record.command().startswith("cambrian train gpt --trainer lora --config")
+
+
 def test_names_are_those_of_the_hub() -> None:
     head = front("\n".join(header("text2text-generation", [], "OpenRAIL++")))
     assert (head["pipeline_tag"], head["license"]) == ("text-generation", "openrail++")

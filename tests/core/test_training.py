@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import fitting
 from cambrian.config import OptimizerConfig
@@ -222,6 +223,41 @@ def test_buffers_are_shared_by_the_reduced_copy() -> None:
     assert int(model.batch_norm.num_batches_tracked) == 1
     assert model.batch_norm.running_mean.abs().sum() > 0
     assert model.batch_norm.running_mean.dtype == torch.float32
+
+
+def half_frozen(seed: int = 0) -> Duel:
+    """Two players, and a matrix of the first that must not move."""
+    torch.manual_seed(seed)
+    model = Duel()
+    model.inner.weight.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("train", [{}, {"ema": 0.9, "precision": "bfloat16"}], ids=["", "reduced"])
+def test_what_is_frozen_neither_moves_nor_is_kept(tmp_path: Path, train: dict[str, object]) -> None:
+    before = half_frozen()
+    whole = fit(tmp_path / "whole", recipe(train), half_frozen()).model
+    assert torch.equal(whole.inner.weight, before.inner.weight)  # pyright: ignore
+    assert not torch.equal(whole.inner.bias, before.inner.bias)  # pyright: ignore
+    assert not whole.inner.weight.requires_grad and whole.outer.weight.requires_grad  # pyright: ignore
+    (state,) = saved_states(tmp_path / "whole")
+    names = {file.stem: load_file(file).keys() for file in state.glob("*.safetensors")}
+    assert "inner.weight" not in names["weights"] and "inner.bias" in names["weights"]
+    assert not any("inner/adamw/weight" in name for name in names["optimizer"])
+    assert len(names.get("ema", names["weights"])) == len(names["weights"]) == 5
+
+    fit(tmp_path / "parts", recipe(train), half_frozen(), stop_at=5)
+    with pytest.raises(CambrianError, match="are others now"):
+        fit(tmp_path / "parts", recipe(train), half_frozen(seed=1))
+    assert equal(whole, fit(tmp_path / "parts", recipe(train), half_frozen()).model)
+
+
+def test_an_update_of_frozen_parameters_alone_is_passed_over(tmp_path: Path) -> None:
+    model = half_frozen()
+    model.outer.requires_grad_(False)
+    result = fit(tmp_path, recipe({"steps": 2}), model)
+    assert "inner_loss" in result.events[0] and "outer_loss" not in result.events[0]
+    assert all(p.requires_grad for p in model.norm.parameters())  # as it was
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import typer
 
 from cambrian.cli.completion import complete_model
 from cambrian.errors import CambrianError, UsageError
+from cambrian.specs import LOOP
 
 
 def train(
@@ -48,7 +49,7 @@ def train(
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting; repeatable."),
     ] = None,
-    trainer: Annotated[str, typer.Option(help="Which trainer.")] = "loop",
+    trainer: Annotated[str, typer.Option(help="Which trainer.")] = LOOP,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the run in this folder.", metavar="FOLDER")
     ] = None,

@@ -20,6 +20,8 @@ class Job:
     folder: where the trainer keeps its state, its metrics and its curve; `fit` goes on from
         whatever state it finds there.
     publish: write the model, as it is now, as the run's result.
+    fresh: the parts of the model, by their names in its state dict, that begin with no checkpoint's
+        weights: in a run from scratch, all.
     observe: look at the model, in eval mode, behind each evaluation: told the step, it returns
         figures to log.
     report: told of progress: a mapping with "step", "steps" and metrics.
@@ -31,6 +33,7 @@ class Job:
     recipe: Recipe
     folder: Path
     publish: Callable[[Model], None]
+    fresh: tuple[str, ...] = ()
     observe: Callable[[Model, int], Mapping[str, float]] = lambda model, step: {}
     report: Callable[[Mapping[str, Any]], None] = lambda event: None
     stop: Callable[[], bool] = lambda: False

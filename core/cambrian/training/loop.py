@@ -2,7 +2,8 @@
 
 It knows nothing of what it trains. Whatever a step needs - rates, random numbers, which batch - is
 a function of the run's settings and the step's number; what is not (weights, the optimizers'
-moments, the average, the best loss so far) is the state that `state.py` keeps.
+moments, the average, the best loss so far) is the state that `state.py` keeps. Parameters that
+require no gradient when the run begins are frozen: they are not moved, averaged or kept.
 """
 
 # The kernels over lists of tensors are what torch's own optimizers call, but have no public names.
@@ -27,7 +28,13 @@ from cambrian.training import Job, Outcome, Trainer
 from cambrian.training.device import choose_device, choose_precision, seed_step, torch_settings
 from cambrian.training.log import MetricsLog, draw_curve, read_metrics, require_tensorboard
 from cambrian.training.optimizers import Player
-from cambrian.training.state import load_state, remove_leftovers, save_state, saved_states
+from cambrian.training.state import (
+    fingerprint,
+    load_state,
+    remove_leftovers,
+    save_state,
+    saved_states,
+)
 from cambrian.training.throughput import Throughput
 from cambrian.training.worker import Worker
 
@@ -79,6 +86,9 @@ class Run:
         self.model.to(self.device).train()
         self.players = [Player(u, job.recipe.optimizer) for u in self.model.updates()]
         self.moving = movable(self.model)
+        named = self.model.named_parameters(remove_duplicate=False)
+        self.frozen = {name: p for name, p in named if not p.requires_grad}
+        self.frozen_sha256 = fingerprint(self.frozen) if self.frozen else ""
         self.averages = [value.clone() for value in self.moving] if self.train.ema else []
         self.losses: dict[str, Tensor] = {}  # the latest of every update, due or not
         self.done, self.best, self.best_step, self.waited = 0, math.inf, 0, 0
@@ -133,7 +143,7 @@ class Run:
         batches = [self.load(self.data.train, first + i) for i in range(self.train.accumulate)]
         losses: dict[str, Tensor] = {}
         for index, player in enumerate(self.players):
-            if self.done % player.every:
+            if self.done % player.every or not player.parameters:
                 continue
             with self.throughput.counting_flops():
                 found = self.worker.gradients(index, batches, player.parameters)
@@ -242,8 +252,9 @@ class Run:
         if self.data.validation is None and self.done:
             with self.averaged():
                 self.job.publish(self.model)
+        held = self.model.state_dict()
         groups: dict[str, Mapping[str, Tensor]] = {
-            "weights": unique(self.model.state_dict()),
+            "weights": unique({k: v for k, v in held.items() if k not in self.frozen}),
             "optimizer": {k: v for player in self.players for k, v in player.state().items()},
         }
         if self.averages:
@@ -252,6 +263,7 @@ class Run:
             "best": self.best if math.isfinite(self.best) else None,
             "best_step": self.best_step,
             "waited": self.waited,
+            "frozen_sha256": self.frozen_sha256,
             "circumstances": self.circumstances(),
         }
         save_state(self.job.folder, self.done, groups, facts)
@@ -259,6 +271,11 @@ class Run:
     def restore(self, folder: Path) -> None:
         """Take up a saved state."""
         groups, facts = load_state(folder)
+        if facts.get("frozen_sha256", "") != self.frozen_sha256:
+            raise CambrianError(
+                f"The weights that the run in {self.job.folder} began with, and does not train, "
+                "are others now, so it cannot go on exactly; put them back, or start a new run."
+            )
         self.model.load_state_dict(groups["weights"], strict=False)
         for player in self.players:
             player.load_state(groups["optimizer"])
@@ -329,10 +346,10 @@ def mean_metrics(model: Model, batches: Iterator[Batch]) -> dict[str, float]:
 
 
 def movable(model: Model) -> list[Tensor]:
-    """What training moves: the parameters, and buffers of real numbers such as running means,
-    without which averaged weights would meet the statistics of other ones."""
+    """What training moves: the parameters that are not frozen, and buffers of real numbers such as
+    running means, without which averaged weights would meet the statistics of other ones."""
     buffers = [value for value in model.buffers() if value.is_floating_point()]
-    return [*(parameter.detach() for parameter in model.parameters()), *buffers]
+    return [*(p.detach() for p in model.parameters() if p.requires_grad), *buffers]
 
 
 def unique(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,13 +20,14 @@ from cambrian.training.muon import Muon
 
 
 class Player:
-    """One update's parameters and the optimizers that move them."""
+    """One update's parameters, save frozen ones, and the optimizers that move them."""
 
     def __init__(self, update: Update, config: OptimizerConfig) -> None:
         self.name = update.name
         self.every = update.every
         self.config = changed(config, update.optimizer, f"update '{update.name}'")
-        self.names = {p: name for name, p in update.module.named_parameters()}
+        named = update.module.named_parameters()
+        self.names = {p: name for name, p in named if p.requires_grad}
         self.parameters = list(self.names)
         self.optimizers = build(update.module, self.config)
 
@@ -69,7 +70,7 @@ class Player:
 
 
 def build(module: nn.Module, config: OptimizerConfig) -> dict[str, Optimizer]:
-    """Build the optimizers of a module's parameters.
+    """Build the optimizers of a module's parameters, save those that are frozen.
 
     Parameters with two or more dimensions decay; biases and norms do not. Muon takes the hidden
     matrices: two-dimensional, no embedding's, and matched by no pattern of `adamw_parameters`.
@@ -82,7 +83,7 @@ def build(module: nn.Module, config: OptimizerConfig) -> dict[str, Optimizer]:
         excluded = any(fnmatchcase(name, pattern) for pattern in config.adamw_parameters)
         return p.ndim == 2 and id(p) not in embeddings and not excluded
 
-    named = list(module.named_parameters())
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     matrices = [p for n, p in named if config.name == "muon" and hidden(n, p)]
     taken = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in taken]

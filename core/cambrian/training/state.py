@@ -3,17 +3,20 @@
     step-00000500/   weights.safetensors   optimizer.safetensors   [ema.safetensors]   state.json
 
 Rates, random numbers and the order of the data are functions of the step and the seed, so the
-step's number stands for all of them. A folder is complete or it is not there: it is written under
-a temporary name, fsynced and renamed, and older ones are removed only afterwards.
+step's number stands for all of them. Frozen parameters are those that the run began with, and a
+fingerprint tells whether they still are. A folder is complete or it is not there: it is written
+under a temporary name, fsynced and renamed, and older ones are removed only afterwards.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -54,6 +57,15 @@ def save_state(
             old.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
     return target
+
+
+def fingerprint(tensors: Tensors) -> str:
+    """A sha256 of tensors and their names, by which they are known again."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def saved_states(folder: Path) -> list[Path]:

@@ -12,7 +12,8 @@ the step, which autocast does again and again, and the optimizer never sees a ro
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ class Worker:
         self.master = model
         self.copied = dtype is not torch.float32
         self.model = reduced_copy(model, dtype) if self.copied else model
-        self.pairs = list(zip(model.parameters(), self.model.parameters(), strict=True))
+        pairs = zip(model.parameters(), self.model.parameters(), strict=True)
+        self.pairs = [(master, own) for master, own in pairs if master.requires_grad]
         self.updates = list(self.model.updates())
         self.losses: list[Callable[[Batch], Losses]] = [u.loss for u in self.updates]
         if compiled:
@@ -42,22 +44,20 @@ class Worker:
         gradients meanwhile.
         """
         chosen = {id(p) for p in movable}
-        if len(self.updates) > 1:
-            for master, own in self.pairs:
-                own.requires_grad_(id(master) in chosen)
         pairs = [(m, w) for m, w in self.pairs if id(m) in chosen]
         for master, own in pairs:
             master.grad = own.grad = None
         total: dict[str, Tensor] = {}
-        for batch in batches:
-            shares = self.losses[index](batch)
-            if len(batches) > 1:
-                shares = {name: loss / len(batches) for name, loss in shares.items()}
-            shares["loss"].backward()
-            self._deliver(pairs)
-            for name, value in shares.items():
-                share = value.detach().float()
-                total[name] = total[name] + share if name in total else share
+        with frozen(own for master, own in self.pairs if id(master) not in chosen):
+            for batch in batches:
+                shares = self.losses[index](batch)
+                if len(batches) > 1:
+                    shares = {name: loss / len(batches) for name, loss in shares.items()}
+                shares["loss"].backward()
+                self._deliver(pairs)
+                for name, value in shares.items():
+                    share = value.detach().float()
+                    total[name] = total[name] + share if name in total else share
         return total
 
     @torch.no_grad()
@@ -87,6 +87,17 @@ class Worker:
         if self.copied:
             masters, copies = zip(*self.pairs, strict=True)
             torch._foreach_copy_(copies, masters)
+
+
+@contextmanager
+def frozen(parameters: Iterable[Tensor]) -> Generator[None]:
+    """Let the parameters, which require gradients, do without meanwhile."""
+    held = [parameter.requires_grad_(False) for parameter in parameters]
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)
 
 
 def reduced_copy(model: Model, dtype: torch.dtype) -> Model:
