@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         verify,
         verify_golden,
     )
-    from cambrian.artifact import Artifact, Port, Signature
+    from cambrian.artifact import Artifact, GraphFile, Port, Signature
     from cambrian.benchmarking import bench
     from cambrian.checkpoint import Checkpoint
     from cambrian.config import OptimizerConfig, Recipe, TrainConfig
@@ -51,13 +51,14 @@ if TYPE_CHECKING:
         TrainerSpec,
     )
     from cambrian.training import Job, Outcome, Trainer
+    from cambrian.training.loop import LoopTrainer
     from cambrian.workload import Sizes, Workload
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "api": "evaluate export load lock open_checkpoint pull resume run train verify verify_golden",
-    "artifact": "Artifact Port Signature",
+    "artifact": "Artifact GraphFile Port Signature",
     "benchmarking": "bench",
     "checkpoint": "Checkpoint",
     "config": "OptimizerConfig Recipe TrainConfig",
@@ -72,6 +73,7 @@ _HOMES = {
     "scores": "Confusion Scores",
     "specs": "DatasetEntry Entry ExporterSpec Golden ModelSpec Ref RuntimeSpec TrainerSpec",
     "training": "Job Outcome Trainer",
+    "training.loop": "LoopTrainer",
     "workload": "Sizes Workload",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
@@ -89,7 +91,9 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "ExporterSpec",
     "Golden",
     "Graph",
+    "GraphFile",
     "Job",
+    "LoopTrainer",
     "Model",
     "ModelSpec",
     "OptimizerConfig",

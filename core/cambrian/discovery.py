@@ -26,12 +26,14 @@ THIRD_PARTY = "*"
 
 class Candidate(NamedTuple):
     """An entry point, found but not loaded. `target` is "package.module" or "module:attribute";
+    `supports` the versions of Cambrian that its distribution asks for (">=0.1,<0.2", or nothing);
     `error` says why the distribution's own description could not be read."""
 
     name: str
     target: str
     distribution: str
     version: str
+    supports: str = ""
     error: Exception | None = None
 
 
@@ -74,10 +76,27 @@ def candidates(distribution: metadata.Distribution, name: str, version: str) -> 
                 Candidate(name=name, target="", distribution=name, version=version, error=error)
             ]
         return []
+    supports = supported(distribution) if normal(name) != OWN else ""
     return [
-        Candidate(name=point, target=target, distribution=name, version=version)
+        Candidate(name=point, target=target, distribution=name, version=version, supports=supports)
         for point, target in points
     ]
+
+
+def supported(distribution: metadata.Distribution) -> str:
+    """The versions of Cambrian that a distribution requires, as it writes them: the "<0.2" of
+    "Requires-Dist: cambrian<0.2". Several such lines all count; extras' do not."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    found: list[str] = []
+    for line in distribution.requires or ():
+        try:
+            wanted = Requirement(line)
+        except InvalidRequirement:
+            continue  # pip would not have installed it; no reason to refuse the plugin
+        if normal(wanted.name) == OWN and (wanted.marker is None or wanted.marker.evaluate()):
+            found.append(str(wanted.specifier))
+    return ",".join(filter(None, found))
 
 
 def distribution_mentions_group(distribution: metadata.Distribution) -> bool:

@@ -22,29 +22,29 @@ hookimpl = pluggy.HookimplMarker("cambrian")
 
 @hookspec
 def register_models() -> Iterable[ModelSpec]:  # pyright: ignore[reportReturnType]
-    """Architectures."""
+    """Architectures. Since 0.1."""
 
 
 @hookspec
 def register_trainers() -> Iterable[TrainerSpec]:  # pyright: ignore[reportReturnType]
-    """Ways to fit a model to data."""
+    """Ways to fit a model to data. Since 0.1."""
 
 
 @hookspec
 def register_exporters() -> Iterable[ExporterSpec]:  # pyright: ignore[reportReturnType]
-    """File formats to export to."""
+    """File formats to export to. Since 0.1."""
 
 
 @hookspec
 def register_runtimes() -> Iterable[RuntimeSpec]:  # pyright: ignore[reportReturnType]
-    """Engines that run a checkpoint or an exported artifact."""
+    """Engines that run a checkpoint or an exported artifact. Since 0.1."""
 
 
 @hookspec
 def register_entries() -> Iterable[Entry | DatasetEntry | Path]:  # pyright: ignore[reportReturnType]
-    """Named models and data sets; a path is a file in the form of registry.toml."""
+    """Named models and data sets; a path is a file in the form of registry.toml. Since 0.1."""
 
 
 @hookspec
 def register_commands(app: typer.Typer) -> None:
-    """Commands of the command line: add them to `app`."""
+    """Commands of the command line: add them to `app`. Since 0.1."""

@@ -24,12 +24,14 @@ class Pipeline(ABC):
     """One task on any engine. `options` is a frozen dataclass of what a call may vary.
 
     inputless: a call without inputs makes something, as many as its options say.
+    suffixes: how names of files end that `encode` can fill; empty where it fills any.
     tolerated: by how much each figure that tells the task's quality (of `score`, or "loss") may
         change where weights are rounded; the sign says which way is worse.
     """
 
     options: ClassVar[type[Any]]
     inputless: ClassVar[bool] = False
+    suffixes: ClassVar[tuple[str, ...]] = ()
     tolerated: ClassVar[Mapping[str, float]] = MappingProxyType({})
 
     def __init__(

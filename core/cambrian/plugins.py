@@ -18,21 +18,22 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import pluggy
 
-from cambrian import hookspecs
+from cambrian import __version__, hookspecs
 from cambrian.contributions import HOOKS, PROVIDES, checked, described
-from cambrian.diagnosis import Misfit, explain, message, reinstall
+from cambrian.diagnosis import Misfit, explain, message, reinstall, update_or_disable
 from cambrian.discovery import Candidate, blocked, discover
 from cambrian.errors import nearest
 
 T = TypeVar("T")
-Status = Literal["ok", "broken", "blocked", "clash"]
+Status = Literal["ok", "broken", "blocked", "clash", "unsupported"]
 
 
 class Plugin(NamedTuple):
     """A plugin and how it fares.
 
-    `status` is "ok", "broken" (failed or broke a rule), "blocked" (switched off by the user) or
-    "clash" (two plugins claim one name). `registers` names what its hooks gave so far.
+    `status` is "ok", "broken" (failed or broke a rule), "blocked" (switched off by the user),
+    "clash" (two plugins claim one name) or "unsupported" (made for other versions of Cambrian).
+    `registers` names what its hooks gave so far.
     """
 
     name: str
@@ -72,6 +73,8 @@ class Plugins:
             )
             if candidate in off:
                 self.report(index, "blocked", *off[candidate])
+            elif unfit := misfit_of_version(candidate):
+                self.report(index, "unsupported", *unfit)
             elif not self._taken(index):
                 self._load(index)
 
@@ -144,7 +147,7 @@ class Plugins:
         """Whether an earlier plugin, not blocked, has this one's name; then it is a clash row."""
         row = self._rows[index]
         for earlier in self._rows[:index]:
-            if earlier.name == row.name and earlier.status != "blocked":
+            if earlier.name == row.name and earlier.status not in ("blocked", "unsupported"):
                 self.report(
                     index,
                     "clash",
@@ -205,6 +208,25 @@ class Plugins:
                 notes.append(f"prints {stage}: {' '.join(said)[:80]}")
             row = self._rows[index]
             self._rows[index] = row._replace(notes=(*row.notes, *notes))
+
+
+def misfit_of_version(candidate: Candidate) -> tuple[str, str] | None:
+    """Why a plugin is not for this version of Cambrian, and the remedy; None if it is, or if it
+    does not say."""
+    if not candidate.supports:
+        return None
+    from packaging.specifiers import SpecifierSet
+    from packaging.version import Version
+
+    ours, wanted = Version(__version__), SpecifierSet(candidate.supports)
+    if wanted.contains(ours, prereleases=True):
+        return None
+    reason = f"made for cambrian {wanted}, and this is {ours}"
+    older = any(s.operator in (">", ">=", "~=", "==") and ours < Version(s.version.rstrip(".*"))
+                for s in wanted)  # fmt: skip
+    if older:
+        return reason, f"Update Cambrian: pip install 'cambrian{wanted}'."
+    return reason, update_or_disable(candidate.name, candidate.distribution)
 
 
 def imported(target: str) -> Any:

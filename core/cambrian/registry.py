@@ -147,7 +147,7 @@ class Registry:
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What cannot be used, and why: plugins first, then files."""
-        rows = (row for row in self.plugins.rows if row.status in ("broken", "clash"))
+        rows = (row for row in self.plugins.rows if row.status not in ("ok", "blocked"))
         return (
             *(
                 Problem(origin=r.distribution, name=r.name, reason=r.reason, remedy=r.remedy)

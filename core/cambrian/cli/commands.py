@@ -39,6 +39,7 @@ VERBS = {  # the help's lines are here too, so that --help imports none of them
     "pull": verb("pull:pull", "Fetch models from the Hugging Face Hub, verified."),
     "lock": verb("lock:lock", "Pin a project's models to commits and hashes, in cambrian.lock."),
     "cache": verb("cache:app", "Show, verify and free what Cambrian keeps on this disk."),
+    "new": verb("new:app", "Begin a plugin of your own."),
     "plugins": verb("plugins:app", "List plugins: what each registers, and what is wrong with it."),
     "env": verb("env:env", "Show versions and hardware, to be put into a report."),
 }

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cambrian.cli import text
 from cambrian.cli.commands import new_app, plugin_commands
 from cambrian.cli.completion import complete_plugin
+from cambrian.conformance import code_sha256, read_record, record_file
 from cambrian.contributions import PROVIDES
 from cambrian.discovery import discover, normal, read_disabled, write_disabled
 from cambrian.errors import CambrianError, NotFound, nearest
 from cambrian.plugins import Plugin, load_plugins
-from cambrian.registry import Problem, load_registry
+from cambrian.registry import HOOK_OF, Problem, load_registry
 
 app = new_app()
 
@@ -45,18 +46,23 @@ def plugins(
     if ctx.invoked_subcommand is not None:
         return
     rows, faults = inspect_all()
+    records = [recorded(row) for row in rows]
     if as_json:
         found = {
-            "plugins": [row._asdict() for row in rows],
+            "plugins": [
+                {**row._asdict(), "conformance": record}
+                for row, (_, record) in zip(rows, records, strict=True)
+            ],
             "problems": [fault._asdict() for fault in faults],
         }
         text.as_json(found)
         return
     shown = [
-        (row.name, row.distribution, row.version, row.status, ", ".join(row.registers))
-        for row in rows
+        (row.name, row.distribution, row.version, row.status, cell, ", ".join(row.registers))
+        for row, (cell, _) in zip(rows, records, strict=True)
     ]
-    text.table(("NAME", "DISTRIBUTION", "VERSION", "STATUS", "REGISTERS"), shown)
+    header = ("NAME", "DISTRIBUTION", "VERSION", "STATUS", "CONFORMANCE", "REGISTERS")
+    text.table(header, shown)
     text.problems(
         [
             Problem(origin=r.distribution, name=r.name, reason=r.reason, remedy=r.remedy)
@@ -73,6 +79,26 @@ def plugins(
                 text.paragraph(f"{row.name} ({row.distribution}): {note}")
 
 
+def recorded(row: Plugin) -> tuple[str, dict[str, Any] | None]:
+    """What the conformance kit last found of a plugin: a cell of the table, and the record."""
+    import msgspec
+
+    targets = {(c.name, c.distribution): c.target for c in discover()}
+    file = record_file(targets.get((row.name, row.distribution), ""))
+    if file is None:
+        return "", None
+    try:
+        if (record := read_record(file)) is None:
+            return "", None
+        code = code_sha256(file)
+    except (CambrianError, OSError) as error:
+        return f"unreadable: {error}", None
+    return record.shown(code), {
+        **msgspec.to_builtins(record),
+        "stale": code != record.code_sha256,
+    }
+
+
 def inspect_all() -> tuple[tuple[Plugin, ...], list[Problem]]:
     """Call every hook of every plugin; return the rows, and the faults of files."""
     loaded = load_plugins()
@@ -81,6 +107,8 @@ def inspect_all() -> tuple[tuple[Plugin, ...], list[Problem]]:
     plugin_commands()
     try:
         registry = load_registry()
+        for kind in HOOK_OF:  # where two claim one name, this tells
+            registry.origins(kind, "")
     except CambrianError as error:
         return loaded.rows, [Problem(origin="cambrian", name="", reason=str(error), remedy="")]
     return loaded.rows, list(registry.faults)
