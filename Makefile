@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 DEMO ?= demo
 
-.PHONY: demo test test-slow lint bench wheel-check clean
+.PHONY: demo test test-slow lint docs bench wheel-check clean
 
 # One stamp for each set of packages; a change of the pins or of pyproject.toml renews it.
 $(VENV)/installed: pyproject.toml .ci/constraints.txt
@@ -31,10 +31,12 @@ demo: $(VENV)/installed
 	@echo "Go on: $(BIN)/cambrian list;  $(BIN)/cambrian run $(DEMO)/gpt-onnx 'The statement'"
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadscope
+	$(BIN)/python -m pytest --cambrian cambrian -m "not slow and not long" \
+		--numprocesses 2 --dist loadscope
 
-test-slow: $(VENV)/installed-test
+test-slow: $(VENV)/installed-test $(VENV)/installed-examples
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest --cambrian cambrian -m long --numprocesses 2 --dist loadscope
 
 lint: $(VENV)/installed-lint $(VENV)/installed-test
 	$(BIN)/ruff format --check .
@@ -42,6 +44,11 @@ lint: $(VENV)/installed-lint $(VENV)/installed-test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+docs: $(VENV)/installed-docs
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/sphinx-build -W --keep-going -n -q docs build/docs
+	@echo "build/docs/index.html"
 
 bench: $(VENV)/installed-test $(VENV)/installed-bench
 	$(BIN)/python tests/benchmarks/run.py

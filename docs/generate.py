@@ -9,6 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from conformance import conformance
+from file_fields import file_fields
+from pictures import architecture
+from public_names import public_names
+
 from cambrian import config, hookspecs
 from cambrian.data.config import ClassData, ImageData, MaskedData, PairData, TagData, TextData
 from cambrian.generation.config import GenerationConfig
@@ -39,6 +44,7 @@ VERBS = (
     "cache",
     "cache verify",
     "cache prune",
+    "new plugin",
     "plugins",
     "env",
 )
@@ -125,7 +131,15 @@ def hooks() -> str:
     return "\n".join(parts)
 
 
-PAGES = {"cli.md": commands, "settings.md": settings, "hooks.md": hooks}
+PAGES = {
+    "cli.md": commands,
+    "settings.md": settings,
+    "hooks.md": hooks,
+    "python.md": public_names,
+    "fields.md": file_fields,
+    "conformance.md": conformance,
+    "../explanation/pictures/architecture.svg": architecture,
+}
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ OPTIONS = {
     "push": "--dry-run --json --license --message --private --pull-request --revision "
     "--with-training-state",
     "cache": "--json",
+    "new": "",
     "plugins": "--json",
     "env": "--json",
 }
@@ -170,6 +171,21 @@ def test_inputs_go_by_the_line(tmp_path: Path) -> None:
     file = tmp_path / "in.txt"
     file.write_bytes("a\u2028b\r\n\nc\x0cd\n".encode())
     assert read_inputs(None, file) == ["a\u2028b", "", "c\x0cd"]
+
+
+def test_where_results_go_is_seen_to_first(tmp_path: Path) -> None:
+    from cambrian.cli.run import require_place
+
+    file = tmp_path / "file"
+    file.touch()
+    require_place(file)
+    require_place(tmp_path / "new" / "folder" / "out.json")
+    assert [*tmp_path.iterdir()] == [file]
+    for out, reason in ((file / "out.json", "Not a directory"), (tmp_path, "is a folder")):
+        done = cambrian("run", "no-such-model", "text", "-o", str(out))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert str(out) in done.stderr and reason in done.stderr
+        assert "no-such-model" not in done.stderr
 
 
 def test_a_parameter_is_no_option_of_a_task() -> None:
