@@ -24,8 +24,9 @@ from cambrian.diagnosis import update_or_disable
 from cambrian.discovery import config_folder, read_disabled
 from cambrian.errors import BrokenFile, CambrianError, NotFound, UsageError, nearest
 from cambrian.plugins import Plugins, load_plugins
-from cambrian.registry_file import HUB, Item, read_registry_file
+from cambrian.registry_file import HUB, Fault, Item, read_registry_file
 from cambrian.specs import (
+    PYTHON,
     DatasetEntry,
     Entry,
     ExporterSpec,
@@ -34,6 +35,7 @@ from cambrian.specs import (
     TrainerSpec,
 )
 
+PROJECT = "project"  # the label of what a working folder brings
 SHELVES = {"models": "model", "datasets": "data set"}
 HOOK_OF = {
     "architecture": "register_models",
@@ -284,11 +286,24 @@ class Registry:
             self._fault(origin, "", str(error))
             return
         self._put_all(items, origin)
-        for fault in faults:
+        for fault in [*faults, *self._code_of(origin, items)]:
             self._fault(origin, fault.name, fault.reason)
             if fault.name:
                 shelf = self._shelves[SHELVES[fault.section]]
                 shelf.refuse(fault.name, BrokenFile(fault.reason), origin)
+
+    def _code_of(self, origin: Origin, items: Iterable[Item]) -> Iterable[Fault]:
+        """Data sets of a project's file that are code: the folder may be a stranger's, and to
+        look into it must not run anything."""
+        for item in items if origin.label == PROJECT else ():
+            if isinstance(item, DatasetEntry) and any(s.startswith(PYTHON) for s in item.source):
+                yield Fault(
+                    "datasets",
+                    item.name,
+                    f"{origin.place}: data set '{item.name}' is code ({item.source[0]}), which a "
+                    "project's file may not name; write it into your own registry.toml "
+                    f"({user_file()}) or into a plugin.",
+                )
 
     def _put_all(self, items: Iterable[Item], origin: Origin) -> None:
         for item in items:
@@ -356,6 +371,11 @@ def shipped_file() -> Path:
     return installed if installed.is_file() else Path(__file__).parents[2] / "registry.toml"
 
 
+def user_file() -> Path:
+    """What the user adds, on this machine."""
+    return config_folder() / "registry.toml"
+
+
 def load_registry(project: Path | None = None) -> Registry:
     """The registry as seen from a project's folder (by default the working directory).
 
@@ -367,7 +387,7 @@ def load_registry(project: Path | None = None) -> Registry:
 @cache
 def _load(project: Path) -> Registry:
     files = [
-        ("user", config_folder() / "registry.toml"),
-        ("project", project / "cambrian.toml"),
+        ("user", user_file()),
+        (PROJECT, project / "cambrian.toml"),
     ]
     return Registry(load_plugins(), files)

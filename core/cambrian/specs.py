@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cambrian.training import Trainer
     from cambrian.weights import Weights
 
+PYTHON = "python:"  # begins a source of data that is code
 LOOP = "loop"  # the trainer of a run that names none
 C = TypeVar("C")
 T = TypeVar("T")

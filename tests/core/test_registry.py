@@ -474,3 +474,19 @@ class TestShipped:
 def test_rows_are_json(toy: Plugins) -> None:
     rows = json.loads(json.dumps([row._asdict() for row in toy.rows]))
     assert [row["name"] for row in rows] == [row.name for row in toy.rows]
+
+
+def test_a_projects_file_names_no_code(tmp_path: Path) -> None:
+    """A folder may be a stranger's; one's own file, and a plugin's, may name code."""
+    table = '[datasets.made]\nkind = "text"\nsource = "python:os:abort"\n'
+    (tmp_path / "cambrian.toml").write_text(table + '[datasets.other]\nkind="text"\nsource="a"\n')
+    (tmp_path / "own.toml").write_text(table)
+    registry = Registry(Plugins([], {}), [("project", tmp_path / "cambrian.toml")])
+    with pytest.raises(
+        BrokenFile, match=r"is code \(python:os:abort\), which a project's file may"
+    ):
+        registry.pick("data set", "made")
+    assert registry.pick("data set", "other").source == ("a",)
+    assert [fault.name for fault in registry.faults] == ["made"]
+    mine = Registry(Plugins([], {}), [("user", tmp_path / "own.toml")])
+    assert mine.pick("data set", "made").source == ("python:os:abort",)

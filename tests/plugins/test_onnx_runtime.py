@@ -115,7 +115,7 @@ def test_weights_that_no_hash_covers_are_refused(
     assert locations(folder / "decoder_model.onnx") == {name}
     long = "x" * 300  # whose length takes two bytes
     entry = onnx.StringStringEntryProto(key="location", value=long)
-    tensor = onnx.TensorProto(external_data=[entry])
+    tensor = onnx.TensorProto(external_data=[entry], data_location=onnx.TensorProto.EXTERNAL)
     (tmp_path / "odd.onnx").write_bytes(tensor.SerializeToString())
     assert locations(tmp_path / "odd.onnx") == {long}
     (tmp_path / "odd.onnx").write_bytes(b"")

@@ -26,9 +26,9 @@ from cambrian.data.image_files import (
     require_size,
     unpacked,
 )
-from cambrian.data.sources import PYTHON, STDIN, File, expand, require_characters
+from cambrian.data.sources import STDIN, File, expand, require_characters
 from cambrian.errors import BrokenFile, CambrianError, UsageError, listed
-from cambrian.specs import DatasetEntry, Ref
+from cambrian.specs import PYTHON, DatasetEntry, Ref
 
 Fit = Callable[[Image.Image], Bytes]
 """One picture, of mode L or RGB, to (C, H, W) uint8, always of one shape."""

@@ -19,10 +19,10 @@ from typing import Any, TypeAlias, cast
 
 from cambrian.data.config import ClassData, ExampleData, PairData, TagData, TextData
 from cambrian.data.sections import tidy
-from cambrian.data.sources import PYTHON, File, Source, Strings, expand, require_characters
+from cambrian.data.sources import File, Source, Strings, expand, require_characters
 from cambrian.data.text import require_sense
 from cambrian.errors import BrokenFile, CambrianError, UsageError
-from cambrian.specs import DatasetEntry, Ref
+from cambrian.specs import PYTHON, DatasetEntry, Ref
 
 Example: TypeAlias = tuple[Any, Any]
 Plain = Callable[[Sequence[File]], Iterator[Example]]

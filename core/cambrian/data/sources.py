@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from cambrian.errors import BrokenFile, CambrianError, NotFound, UsageError, nearest
-from cambrian.specs import DatasetEntry, Ref
+from cambrian.specs import PYTHON, DatasetEntry, Ref
 
 Chunk: TypeAlias = tuple[str, bool]
 Report: TypeAlias = Callable[[int], None]  # told the position in the file on disk
@@ -30,7 +30,6 @@ CHUNK = 1 << 20  # bytes
 RECORD = 64 << 20  # bytes; a JSONL record is parsed as a whole
 HEAD = 8 << 10  # bytes in which a NUL tells a binary file, as git does
 STDIN = "-"
-PYTHON = "python:"
 
 
 @dataclass(frozen=True, slots=True)
