@@ -257,6 +257,20 @@ def test_info_says_what_differs_from_the_defaults() -> None:
     assert facts["recipe"]["train"]["steps"] > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("loop", {"trainer": "loop", "settings": {}, "recipe": {}}),
+        ("onnx-ort", {"exporter": "onnx-ort", "format": "onnx-ort"}),
+        ("onnxruntime", {"runtime": "onnxruntime", "formats": ["onnx-ort", "onnx", "triton"]}),
+    ],
+)
+def test_info_of_tools(name: str, facts: dict[str, Any]) -> None:
+    found = json.loads(cambrian("info", name, "--json").stdout)
+    assert found.items() >= facts.items()
+    assert found["summary"] and found["provided by"] and ":" in found["code"]
+
+
 def test_info_of_other_things(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     assert json.loads(cambrian("info", str(tmp_path), "--json").stdout)["config"] == {

@@ -27,7 +27,8 @@ def verb(target: str, help_line: str) -> Verb:
 VERBS = {  # the help's lines are here too, so that --help imports none of them
     "list": verb("listing:list_", "List models and data sets."),
     "info": verb(
-        "info:info", "Show everything known of a model, an architecture, a data set or a folder."
+        "info:info",
+        "Show all that is known of a model, data set, folder, trainer, exporter or engine.",
     ),
     "train": verb("train:train", "Train a model, or go on with a run that was stopped."),
     "eval": verb("evaluate:evaluate", "Measure a model on held-out data."),

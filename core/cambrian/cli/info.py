@@ -13,8 +13,9 @@ from cambrian.cli import text
 from cambrian.cli.completion import complete_any
 from cambrian.config import as_changes
 from cambrian.registry import Registry, Resolved, load_registry
-from cambrian.specs import DatasetEntry, Entry, ModelSpec
+from cambrian.specs import DatasetEntry, Entry, ExporterSpec, ModelSpec, RuntimeSpec, TrainerSpec
 
+TOOLS = ("trainer", "exporter", "runtime")
 PARTS = ("model", "processor", "data", "pipeline", "weights")
 
 
@@ -30,12 +31,13 @@ def info(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show everything known of a model, an architecture, a data set or a folder.
+    """Show all that is known of a model, data set, folder, trainer, exporter or engine.
 
     \b
     Examples:
       cambrian info gpt2
       cambrian info runs/demo
+      cambrian info onnx-ort
       cambrian info gpt2 --json
     """
     facts = facts_of(name, load_registry())
@@ -53,6 +55,9 @@ def facts_of(name: str, registry: Registry) -> dict[str, Any]:
     known = {*registry.entries, *registry.models}
     if name in registry.datasets and name not in known:
         return dataset_facts(registry.pick("data set", name), registry)
+    for kind in TOOLS:
+        if name not in known and registry.origins(kind, name):
+            return tool_facts(kind, registry.pick(kind, name), registry)
     resolved = registry.resolve(name)
     if resolved.folder is not None:
         return folder_facts(resolved.folder)
@@ -127,6 +132,23 @@ def dataset_facts(dataset: DatasetEntry, registry: Registry) -> dict[str, Any]:
         "summary": dataset.summary,
         "license": dataset.license or "not stated",
         "declared in": places(registry, "data set", dataset.name),
+    }
+
+
+def tool_facts(kind: str, spec: Any, registry: Registry) -> dict[str, Any]:
+    """A trainer with its settings, an exporter, or an engine."""
+    facts: dict[str, Any] = {kind: spec.name, "summary": spec.summary}
+    if isinstance(spec, TrainerSpec):
+        facts["settings"] = {} if spec.config is None else dataclasses.asdict(spec.config())
+        facts["recipe"] = {name: dict(part) for name, part in spec.recipe.items()}
+    elif isinstance(spec, ExporterSpec):
+        facts["format"] = spec.format
+    elif isinstance(spec, RuntimeSpec):
+        facts["formats"] = list(spec.formats)
+    return {
+        **facts,
+        "code": getattr(spec, kind).target,
+        "provided by": places(registry, kind, spec.name),
     }
 
 
