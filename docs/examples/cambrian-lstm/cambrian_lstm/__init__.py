@@ -43,5 +43,6 @@ def register_models() -> Iterable[ModelSpec]:
                 "optimizer": {"warmup_steps": 2},
                 "data": {"tokenizer": "char", "length": 16},
             },
+            example_inputs=("The", "A longer one"),
         )
     ]
