@@ -16,7 +16,6 @@ from cambrian.errors import CambrianError
 from cambrian.registry import load_registry
 from cambrian.testing import EXPORTER_CHECKS, RUNTIME_CHECKS, TRAINER_CHECKS
 from cambrian.testing.network import offline
-from cambrian.testing.plan import LONG
 from defect import Defect
 from installed import TESTS, forget, install
 
@@ -50,15 +49,14 @@ def specs(
     forget()
 
 
-def case(kind: str, name: str, check: str, *more: Any) -> Any:
-    """Parameters, marked where the check takes long."""
-    marks = [pytest.mark.slow] if check in LONG else []
-    return pytest.param(kind, *more, id=f"{kind}-{name}", marks=marks)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("specs", "found"),
-    [case(k, d.name, d.check, d) for k in KINDS for d in KINDS[k][0].DEFECTS.values()],
+    [
+        pytest.param(kind, each, id=f"{kind}-{each.name}")
+        for kind in KINDS
+        for each in KINDS[kind][0].DEFECTS.values()
+    ],
     indirect=["specs"],
 )
 def test_a_defect_is_caught(
@@ -75,9 +73,10 @@ def test_a_defect_is_caught(
     caught.match(found.says)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("specs", "check"),
-    [case(kind, name, name, name) for kind in KINDS for name in checks(kind)],
+    [(kind, name) for kind in KINDS for name in checks(kind)],
     indirect=["specs"],
 )
 def test_the_good_one_passes(specs: Any, check: str, tmp_path: Path) -> None:
