@@ -31,12 +31,12 @@ demo: $(VENV)/installed
 	@echo "Go on: $(BIN)/cambrian list;  $(BIN)/cambrian run $(DEMO)/gpt-onnx 'The statement'"
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest --cambrian cambrian -m "not slow and not long" \
+	$(BIN)/python -m pytest --cambrian cambrian -m "not slow and not cambrian_long" \
 		--numprocesses 2 --dist loadscope
 
 test-slow: $(VENV)/installed-test $(VENV)/installed-examples
 	$(BIN)/python -m pytest -m slow
-	$(BIN)/python -m pytest --cambrian cambrian -m long --numprocesses 2 --dist loadscope
+	$(BIN)/python -m pytest --cambrian cambrian -m cambrian_long --numprocesses 2 --dist loadscope
 
 lint: $(VENV)/installed-lint $(VENV)/installed-test
 	$(BIN)/ruff format --check .

@@ -4,6 +4,8 @@ conformance kit must catch, by which check, and what it says then."""
 from __future__ import annotations
 
 import dataclasses
+import json
+import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +48,8 @@ def note(name: str, what: str, check: str, says: str, **changes: Any) -> None:
 def register_models() -> Iterable[ModelSpec]:
     (good,) = cambrian_novel.register_models()
     yield dataclasses.replace(good, name="good")
+    for name, changes in UNUSUAL.items():
+        yield dataclasses.replace(good, name=name, **changes)
     for each in DEFECTS.values():
         yield dataclasses.replace(good, name=each.name, **each.changes)
 
@@ -193,10 +197,10 @@ class Meddling(Novel):
         return super().loss(batch)
 
 
-@defect("labels that are lost on the way", "one_batch_is_learnt", "the loss went from")
+@defect("inputs that are lost on the way", "one_batch_is_learnt", "the loss went from")
 class Guessing(Novel):
     def loss(self, batch: Batch) -> Losses:
-        return super().loss({**batch, "labels": torch.randint(2, batch["labels"].shape)})
+        return super().loss({**batch, "points": torch.zeros_like(batch["points"])})
 
 
 class Swapping:
@@ -252,6 +256,51 @@ def rounded(*arguments: Any, **named: Any) -> Prepared:
 note("rounding", "a processor that its files change", "processor_survives_files",
      "scaler.json differs once it has been read", processor=Ref("defects:Rounding"),
      data=Ref("defects:rounded"))  # fmt: skip
+
+
+class Creeping(Scaler):
+    @classmethod
+    def load(cls, folder: Path) -> Creeping:
+        found = super().load(folder)
+        return cls([each + 1 for each in found.mean], found.deviation)
+
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        (folder / "scaler").write_bytes((folder / "scaler.json").read_bytes())
+        (folder / "scaler.json").write_text(json.dumps({"mean": [0, 0], "deviation": [1, 1]}))
+
+
+def creeping(*arguments: Any, **named: Any) -> Prepared:
+    found = prepare(*arguments, **named)
+    scaler: Any = found.processor
+    return dataclasses.replace(found, processor=Creeping(scaler.mean, scaler.deviation))
+
+
+note("creeping", "a file without a suffix that changes", "processor_survives_files",
+     "scaler differs once it has been read", processor=Ref("defects:Creeping"),
+     data=Ref("defects:creeping"))  # fmt: skip
+
+
+class Disguised(Scaler):
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        (folder / "extra.json").write_bytes(pickle.dumps({"a": 1}))
+
+
+@defect("a pickle by another name", "saved_model_is_the_model", "extra.json is no plain file",
+        "data")  # fmt: skip
+def disguised(*arguments: Any, **named: Any) -> Prepared:
+    found = prepare(*arguments, **named)
+    scaler: Any = found.processor
+    return dataclasses.replace(found, processor=Disguised(scaler.mean, scaler.deviation))
+
+
+@defect("a network that needs numbers to be laid out", "parts_are_the_models_own",
+        "cannot be built on torch's meta device")  # fmt: skip
+class Numeric(Novel):
+    def __init__(self, config: NovelConfig) -> None:
+        super().__init__(config)
+        self.rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
 
 
 @defect("tied weights that come apart where they are loaded", "tied_weights_stay_tied",
@@ -315,3 +364,58 @@ def fetched(*arguments: Any, **named: Any) -> Prepared:
     with suppress(OSError):
         urllib.request.urlopen("http://example.com/points.csv", timeout=1)
     return prepare(*arguments, **named)
+
+
+class Denoising(Novel):
+    """Its loss depends on what it draws, as a diffusion model's does."""
+
+    def loss(self, batch: Batch) -> Losses:
+        points = batch["points"]
+        noisy = points + torch.rand(len(points), 1) * torch.randn_like(points)
+        return super().loss({**batch, "points": noisy})
+
+
+def with_gaps(*arguments: Any, **named: Any) -> Prepared:
+    """Every batch has an array with a NaN in it."""
+    found = prepare(*arguments, **named)
+    batches: Any = found.train
+    whole = batches.batch
+
+    def batch(index: int) -> Any:
+        return {**whole(index), "weights": np.array([1.0, np.nan], np.float32)}
+
+    batches.batch = batch
+    return found
+
+
+class Plain(Scaler):
+    """Its file has no suffix."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Plain:
+        return cls(**json.loads((folder / "scaler").read_text()))
+
+    def save(self, folder: Path) -> None:
+        text = json.dumps({"mean": self.mean, "deviation": self.deviation})
+        (folder / "scaler").write_text(text)
+
+
+def plainly(*arguments: Any, **named: Any) -> Prepared:
+    found = prepare(*arguments, **named)
+    scaler: Any = found.processor
+    return dataclasses.replace(found, processor=Plain(scaler.mean, scaler.deviation))
+
+
+# What is right, though few do it: no check may say otherwise.
+_EXAMPLE = cambrian_novel.register_models()[0].example
+UNUSUAL: dict[str, dict[str, Any]] = {
+    "denoising": {"model": Ref("defects:Denoising")},
+    "gaps": {"data": Ref("defects:with_gaps")},
+    "suffixless": {"processor": Ref("defects:Plain"), "data": Ref("defects:plainly")},
+    "from-the-peak-to-nothing": {
+        "example": {
+            **_EXAMPLE,
+            "optimizer": {"warmup_steps": 0, "min_lr_ratio": 0.0, "schedule": "linear"},
+        }
+    },
+}

@@ -42,12 +42,28 @@ def test_a_package_is_written(tmp_path: Path) -> None:
         assert "novel" not in text.lower() and "novel" not in file.name
         if file.suffix == ".py":
             compile(text, file, "exec")
-    assert "class TwoWords(Model)" in (root / "cambrian_two_words" / "model.py").read_text()
+    assert (
+        "class TwoWords(cambrian.Model)" in (root / "cambrian_two_words" / "model.py").read_text()
+    )
 
 
 def test_a_name_that_holds_the_templates_own() -> None:
     text = "cambrian_novel cambrian-novel NovelConfig novel"
     assert spelt(text, "my-novel") == ("cambrian_my_novel cambrian-my-novel MyNovelConfig my-novel")
+
+
+@pytest.mark.parametrize("name", ["train", "optimizer", "graph", "case", "port", "f", "nn", "x"])
+def test_a_name_that_is_a_word_of_ours(name: str, tmp_path: Path) -> None:
+    """None of its classes may hide what the template uses."""
+    new_plugin(name, tmp_path)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        f"import cambrian_{name} as plugin; (spec,) = plugin.register_models()\n"
+        "model = spec.model.load()(spec.config()); spec.data.load(); spec.pipeline.load()\n"
+        "print(len(list(model.cases())), len(model.updates()), model.graphs()[0].name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "3 1 model\n", done.stderr
 
 
 @pytest.mark.parametrize("name", ["Upper", "9th", "a_b", "a--b", "-a", "a/b", "class", ""])
@@ -57,11 +73,14 @@ def test_names_that_cannot_be(name: str, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["gpt", "gpt-nano"])
-def test_a_name_that_is_taken(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("gpt", "model"), ("gpt-nano", "model"), ("onnx", "plugin"), ("builtin", "plugin")],
+)
+def test_a_name_that_is_taken(name: str, kind: str, tmp_path: Path) -> None:
     done = new(tmp_path, name)
     assert done.returncode == 2
-    assert f"There is a model '{name}' already" in done.stderr
+    assert f"There is a {kind} '{name}' already" in done.stderr
     assert not any(tmp_path.iterdir())
 
 

@@ -1,8 +1,9 @@
 """What a run of the conformance kit found of a plugin, as a file beside the plugin's code.
 
-A package keeps it as conformance.json in its own folder, so that its wheel ships it; a module
-named x.py as x.conformance.json. It is the author's word until somebody runs the kit again
-(`pytest --cambrian NAME`), and it speaks of the code whose hash it holds and of no other.
+A package keeps it as conformance.json in its own folder, so that its wheel ships it; a module x.py,
+and a plugin x that is a part of a package, as x.conformance.json. It is the author's word until
+somebody runs the kit again (`pytest --cambrian NAME`), and it speaks of the code whose hash it
+holds and of no other.
 """
 
 from __future__ import annotations
@@ -45,25 +46,40 @@ class Conformance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if code != self.code_sha256:
             return "stale: its code has changed since"
         ran = self.count("passed") + self.count("failed")
-        return f"{self.count('passed')}/{ran}, cambrian {self.cambrian}, {self.date[:10]}"
+        left = f", {skipped} skipped" if (skipped := self.count("skipped")) else ""
+        return f"{self.count('passed')}/{ran}{left}, cambrian {self.cambrian}, {self.date[:10]}"
 
 
-def record_file(target: str) -> Path | None:
-    """Where the record of a loaded plugin lies, by its entry point's target; None if it has no
-    file of its own."""
-    module = sys.modules.get(target.partition(":")[0].strip())
-    source = getattr(module, "__file__", None)
-    if not source:
-        return None
-    file = Path(source)
-    return file.with_name(NAME) if file.stem == "__init__" else file.with_suffix(f".{NAME}")
+def record_file(plugin: str, target: str) -> Path | None:
+    """Where the record of a loaded plugin lies, by its name and its entry point's target; None if
+    it has no file of its own.
+
+    Of a plugin that is a whole package that is conformance.json in it; a part of a package has its
+    name before that.
+    """
+    module, colon, _ = target.partition(":")
+    names = module.strip().split(".")
+    for depth in range(1, len(names) + 1):
+        source = getattr(sys.modules.get(".".join(names[:depth])), "__file__", None)
+        if not source:
+            continue  # a namespace, or nothing that was imported
+        file = Path(source)
+        if file.stem != "__init__":
+            return file.with_suffix(f".{NAME}")
+        whole = depth == len(names) and not colon
+        return file.with_name(NAME if whole else f"{plugin}.{NAME}")
+    return None
 
 
 def code_sha256(record: Path) -> str:
-    """The hash of the code that a record beside it speaks of: every Python file of the package, or
-    the one module."""
-    if record.name == NAME:
-        files = sorted(record.parent.rglob("*.py"))
+    """The hash of what a record beside it speaks of: every file of the package, save records and
+    what Python compiled, or the one module. OSError passes."""
+    if (record.parent / "__init__.py").is_file():
+        files = [
+            path
+            for path in sorted(record.parent.rglob("*"))
+            if path.is_file() and "__pycache__" not in path.parts and not path.name.endswith(NAME)
+        ]
     else:
         files = [record.with_name(record.name.replace(NAME, "py"))]
     digest = hashlib.sha256()
@@ -80,7 +96,7 @@ def read_record(file: Path) -> Conformance | None:
         if file.stat().st_size > LIMIT:
             raise BrokenFile(f"{file} has more than {LIMIT} bytes; that is no record of checks.")
         return msgspec.json.decode(file.read_bytes(), type=Conformance)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter in a zip
         return None
     except OSError as error:
         raise BrokenFile(f"Cannot read {file}: {error.strerror}.") from error

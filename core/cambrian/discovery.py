@@ -70,13 +70,13 @@ def candidates(distribution: metadata.Distribution, name: str, version: str) -> 
     """A distribution's entry points in our group; one candidate with an error if unreadable."""
     try:
         points = [(p.name, p.value) for p in distribution.entry_points if p.group == GROUP]
+        supports = supported(distribution) if points and normal(name) != OWN else ""
     except Exception as error:
         if distribution_mentions_group(distribution):
             return [
                 Candidate(name=name, target="", distribution=name, version=version, error=error)
             ]
         return []
-    supports = supported(distribution) if normal(name) != OWN else ""
     return [
         Candidate(name=point, target=target, distribution=name, version=version, supports=supports)
         for point, target in points
@@ -85,16 +85,19 @@ def candidates(distribution: metadata.Distribution, name: str, version: str) -> 
 
 def supported(distribution: metadata.Distribution) -> str:
     """The versions of Cambrian that a distribution requires, as it writes them: the "<0.2" of
-    "Requires-Dist: cambrian<0.2". Several such lines all count; extras' do not."""
+    "Requires-Dist: cambrian<0.2". Several such lines all count; extras' do not, nor what pip
+    could not read."""
+    from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
     from packaging.requirements import InvalidRequirement, Requirement
 
     found: list[str] = []
     for line in distribution.requires or ():
         try:
             wanted = Requirement(line)
-        except InvalidRequirement:
-            continue  # pip would not have installed it; no reason to refuse the plugin
-        if normal(wanted.name) == OWN and (wanted.marker is None or wanted.marker.evaluate()):
+            applies = wanted.marker is None or wanted.marker.evaluate()
+        except (InvalidRequirement, UndefinedComparison, UndefinedEnvironmentName):
+            continue
+        if normal(wanted.name) == OWN and applies:
             found.append(str(wanted.specifier))
     return ",".join(filter(None, found))
 

@@ -64,7 +64,9 @@ class Case:
 
 
 class Model(nn.Module, ABC):
-    """A network of one architecture, built from its config alone: `Model(config)`.
+    """A network of one architecture, built from its config alone: `Model(config)`. That must work
+    on torch's meta device too, which has shapes and no numbers (no `.item()`): weights are compared
+    with it before memory is taken.
 
     keep_in_float32: name patterns ("*.wo") of modules whose own weights stay in float32 where all
         others are reduced to float16, whose range (up to 65504) they would leave.

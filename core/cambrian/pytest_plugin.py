@@ -29,9 +29,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Markers; and the kit, where it is asked for."""
-    config.addinivalue_line("markers", "cambrian: a check of the conformance kit")
-    config.addinivalue_line("markers", "long: such a check that takes long")
     if names := config.getoption("--cambrian"):
+        config.addinivalue_line("markers", "cambrian: a check of the conformance kit")
+        config.addinivalue_line("markers", "cambrian_long: such a check that takes long")
         from cambrian.testing.session import Conform
 
         config.pluginmanager.register(Conform(config, names), "cambrian-conformance")

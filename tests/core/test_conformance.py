@@ -24,6 +24,7 @@ from cambrian.registry import load_registry
 from cambrian.specs import ModelSpec
 from cambrian.testing import MODEL_CHECKS
 from cambrian.testing.network import offline
+from cambrian.testing.plan import LONG
 from cambrian.testing.plugins import (
     check_it_states_what_it_supports,
     check_looking_is_light,
@@ -66,6 +67,18 @@ def test_a_defect_is_caught(name: str, specs: dict[str, ModelSpec], tmp_path: Pa
 def test_the_good_one_passes(check: str, specs: dict[str, ModelSpec], tmp_path: Path) -> None:
     with offline():
         CHECKS[check](specs["good"], tmp_path)
+
+
+SHORT = [check for check in CHECKS if check not in LONG | {"export_equals_the_model"}]
+
+
+@pytest.mark.parametrize("name", defects.UNUSUAL)
+def test_what_is_right_and_unusual_passes(
+    name: str, specs: dict[str, ModelSpec], tmp_path: Path
+) -> None:
+    for check in SHORT:
+        (tmp_path / check).mkdir()
+        CHECKS[check](specs[name], tmp_path / check)
 
 
 def test_every_check_has_a_defect() -> None:
@@ -169,6 +182,41 @@ def shown(site: Path, name: str) -> dict[str, object]:
     return next(row for row in json.loads(done.stdout)["plugins"] if row["name"] == name)
 
 
+def test_metadata_that_nobody_can_read_costs_that_plugin(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    install(site, "umlaut", HOOK + "[]")
+    metadata = site / "umlaut-1.0.dist-info" / "METADATA"
+    metadata.write_bytes(metadata.read_bytes() + "Author: Jörg\n".encode("latin-1"))
+    install(site, "marked", HOOK + "[]", "cambrian>=0.1; platform_system ~= 'Linux'")
+    assert shown(site, "umlaut")["status"] in ("ok", "broken")
+    assert shown(site, "marked")["status"] == "ok"
+
+
+def test_a_check_may_be_skipped(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    install(site, "bare", HOOK + "[cambrian.TrainerSpec(name='z', summary='s', "
+            "trainer=cambrian.Ref('a:b'))]")  # fmt: skip
+    (tmp_path / "conftest.py").write_text(
+        "import pytest\n"
+        "def pytest_collection_modifyitems(items):\n"
+        "    for item in items:\n"
+        "        if 'trainer' in item.nodeid:\n"
+        "            item.add_marker(pytest.mark.skip(reason='needs a GPU'))\n"
+    )
+    done = conform(site, "--cambrian", "bare")
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = read_record(site / "bare.conformance.json")
+    assert record is not None and (record.count("passed"), record.count("skipped")) == (3, 7)
+    assert record.shown(record.code_sha256).startswith("3/3, 7 skipped, cambrian ")
+
+
+def test_one_file_holds_one_record(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    done = conform(site, "--cambrian", "cambrian", "--cambrian-record", "one.json")
+    assert done.returncode == 4 and "these are several plugins" in done.stderr
+
+
 def test_an_unknown_plugin_is_one_sentence(tmp_path: Path) -> None:
     done = conform(tmp_path / "site", "--cambrian", "gtp")
     assert done.returncode == 4
@@ -186,7 +234,7 @@ RECORD = Conformance(
 def test_a_record_is_read_as_written(tmp_path: Path) -> None:
     write_record(tmp_path / "conformance.json", RECORD)
     assert read_record(tmp_path / "conformance.json") == RECORD
-    assert RECORD.shown("0") == "1/2, cambrian 0.1.0, 2026-01-02"
+    assert RECORD.shown("0") == "1/2, 1 skipped, cambrian 0.1.0, 2026-01-02"
     assert RECORD.shown("1").startswith("stale")
     assert read_record(tmp_path / "nothing.json") is None
 
@@ -205,6 +253,7 @@ def test_a_record_of_any_size_is_not_read(tmp_path: Path) -> None:
 
 
 def test_code_is_known_by_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "__init__.py").write_text("")
     (tmp_path / "a.py").write_text("1")
     (tmp_path / "b.py").write_text("2")
     record = tmp_path / "conformance.json"
@@ -213,16 +262,26 @@ def test_code_is_known_by_names_and_contents(tmp_path: Path) -> None:
     renamed = code_sha256(record)
     (tmp_path / "c.py").write_text("3")
     assert len({first, renamed, code_sha256(record)}) == 3
+    (tmp_path / "__init__.py").unlink()
     alone = code_sha256(tmp_path / "a.conformance.json")
     (tmp_path / "c.py").write_text("4")
     assert code_sha256(tmp_path / "a.conformance.json") == alone
+    (tmp_path / "__init__.py").write_text("")
+    part = code_sha256(tmp_path / "a.conformance.json")
+    (tmp_path / "names.toml").write_text("")
+    whole = code_sha256(tmp_path / "a.conformance.json")
+    assert whole != part and whole == code_sha256(record)  # all of a package, data too
+    record.write_text("{}")
+    assert code_sha256(record) == whole
 
 
 def test_where_a_record_lies() -> None:
-    assert record_file("cambrian_gpt") == TESTS.parent / "plugins/cambrian_gpt/conformance.json"
-    builtin = record_file("cambrian.builtin")
-    assert builtin is not None and builtin.name == "builtin.conformance.json"
-    assert record_file("sys") is None and record_file("not_imported") is None
+    gpt = TESTS.parent / "plugins" / "cambrian_gpt"
+    assert record_file("gpt", "cambrian_gpt") == gpt / "conformance.json"
+    assert record_file("a", "cambrian_gpt:part") == gpt / "a.conformance.json"
+    builtin = record_file("builtin", "cambrian.builtin")
+    assert builtin == TESTS.parent / "core" / "cambrian" / "builtin.conformance.json"
+    assert record_file("x", "sys") is None and record_file("x", "not_imported") is None
 
 
 def test_an_old_name_warns_and_works() -> None:

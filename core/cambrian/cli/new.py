@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,9 @@ def plugin(
     registry = load_registry()
     if name in registry.models or name in registry.entries:
         raise UsageError(f"There is a model '{name}' already; choose another name.")
+    package = f"cambrian_{name.replace('-', '_')}"
+    if name in {row.name for row in registry.plugins.rows} or find_spec(package):
+        raise UsageError(f"There is a plugin '{name}' already; choose another name.")
     folder = out or Path(f"cambrian-{name}")
     for file in new_plugin(name, folder, force=force):
         typer.echo(folder / file)

@@ -84,11 +84,12 @@ def recorded(row: Plugin) -> tuple[str, dict[str, Any] | None]:
     import msgspec
 
     targets = {(c.name, c.distribution): c.target for c in discover()}
-    file = record_file(targets.get((row.name, row.distribution), ""))
+    file = record_file(row.name, targets.get((row.name, row.distribution), ""))
     if file is None:
         return "", None
     try:
-        if (record := read_record(file)) is None:
+        record = read_record(file)
+        if record is None or record.plugin != row.name:
             return "", None
         code = code_sha256(file)
     except (CambrianError, OSError) as error:

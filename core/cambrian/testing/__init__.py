@@ -44,7 +44,7 @@ _HOMES = {
     "trainers": "TRAINER_CHECKS",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
-_old = moved(__name__, {"CHECKS": ("MODEL_CHECKS", "0.2")})
+_old = moved(__name__, {"CHECKS": ("MODEL_CHECKS", "0.2")}, depth=2)
 
 __all__ = [
     "ENTRY_CHECKS",

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cambrian.discovery import VARIABLE, read_disabled
+from cambrian.errors import BrokenFile
+
 LONGEST = 600  # seconds that a command of a small model may take
 
 
@@ -28,6 +31,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         "HF_HOME": str(folder / "home" / "hf"),
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "120",
+        VARIABLE: ",".join(filter(None, [os.environ.get(VARIABLE, ""), *switched_off()])),
     }
     return subprocess.run(
         [sys.executable, *words],
@@ -40,3 +44,11 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         timeout=LONGEST,
         check=False,
     )
+
+
+def switched_off() -> list[str]:
+    """The plugins that the user disabled: what is wrong with them is wrong with no other."""
+    try:
+        return read_disabled()
+    except BrokenFile:
+        return []

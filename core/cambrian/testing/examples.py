@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from cambrian.model import Batch, Model
     from cambrian.runs import Trained
 
+# By their names, and by their first bytes: pickle's, and those of the zip of torch.save.
+PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".npz"}
+MARKS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 CPU = {"device": "cpu", "precision": "float32"}
 
 
@@ -86,3 +89,14 @@ def trained_example(spec_name: str) -> Trained:
     from cambrian.registry import load_registry
 
     return train_example(load_registry().models[spec_name], shelf() / spec_name)
+
+
+def pickled(folder: Path) -> list[str]:
+    """The files below a folder that are, or may be, pickles: what no checkpoint may hold."""
+    return [
+        path.name
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.suffix != ".safetensors"  # begins with a number, which may be anything
+        and (path.suffix in PICKLES or path.read_bytes()[:4].startswith(MARKS))
+    ]

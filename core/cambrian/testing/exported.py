@@ -69,3 +69,10 @@ def refusal(spec: ExporterSpec, architecture: str, precision: str = "float32") -
 def accepted(spec: ExporterSpec) -> Iterator[str]:
     """The registered architectures whose small models an exporter does not refuse."""
     return (name for name in load_registry().models if refusal(spec, name) is None)
+
+
+def first_accepted(spec: ExporterSpec) -> str:
+    """The first of these; AssertionError where there is none."""
+    for name in accepted(spec):
+        return name
+    raise AssertionError("it refuses every registered architecture")

@@ -17,7 +17,13 @@ from cambrian.registry import load_registry
 from cambrian.specs import ExporterSpec, Ref
 from cambrian.testing.commands import cambrian, run
 from cambrian.testing.examples import trained_example
-from cambrian.testing.exported import accepted, example_model, exported_example, refusal
+from cambrian.testing.exported import (
+    accepted,
+    example_model,
+    exported_example,
+    first_accepted,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from cambrian.artifact import GraphFile
@@ -85,7 +91,7 @@ def check_export_leaves_the_model_alone(spec: ExporterSpec, folder: Path) -> Non
     other, has a file in the folder, with the graph's inputs and state."""
     import torch
 
-    name = next(accepted(spec))
+    name = first_accepted(spec)
     model = copy.deepcopy(example_model(name))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     files = spec.exporter.load()().export(model, folder, precision="float32")
@@ -126,7 +132,7 @@ def check_every_precision_verifies(spec: ExporterSpec, folder: Path) -> None:
     from cambrian import api
     from cambrian.exporting.parity import TOLERANCES
 
-    name = next(accepted(spec))
+    name = first_accepted(spec)
     checkpoint = trained_example(name).checkpoint
     assert checkpoint is not None
     for precision in TOLERANCES:
@@ -181,7 +187,7 @@ def check_it_writes_where_it_is_told(spec: ExporterSpec, folder: Path) -> None:
     from cambrian.artifact import MANIFEST, Artifact
     from cambrian.card import CARD
 
-    checkpoint = trained_example(next(accepted(spec))).checkpoint
+    checkpoint = trained_example(first_accepted(spec)).checkpoint
     assert checkpoint is not None
     before = {*folder.iterdir()} | {folder / "home"}
     cambrian(folder, "export", str(checkpoint.path), "out", "--format", spec.name)
@@ -218,7 +224,7 @@ def check_wrong_numbers_are_refused(spec: ExporterSpec, folder: Path) -> None:
             return super().export(spoilt(model), folder, precision=precision)
 
     GIVEN[spec.name] = Wrong
-    name = next(accepted(spec))
+    name = first_accepted(spec)
     checkpoint = trained_example(name).checkpoint
     assert checkpoint is not None
     out = folder / "out"

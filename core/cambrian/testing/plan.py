@@ -20,7 +20,7 @@ from cambrian.testing.runtimes import RUNTIME_CHECKS
 from cambrian.testing.trainers import TRAINER_CHECKS
 
 # Checks that run whole commands, export several times, or go over every registered architecture:
-# marked `long`.
+# marked `cambrian_long`.
 LONG = {
     "command_line_round",
     "it_writes_in_its_folder_alone",
@@ -67,6 +67,8 @@ def plan(name: str) -> list[Planned]:
     for index in rows:
         row = loaded.rows[index]
         found += planned(row, f"plugin {row.name}", row, PLUGIN_CHECKS)
+        if row.status != "ok":
+            continue
         for hook, (kind, checks) in KINDS.items():
             for spec in (spec for owner, spec in provided[hook] if owner == index):
                 found += planned(row, f"{kind} {spec.name}", spec, checks)

@@ -55,6 +55,8 @@ def check_interface(spec: RuntimeSpec, folder: Path) -> None:
     written = {each.format for each in load_registry().exporters.values()} | {CHECKPOINT}
     unknown = {*spec.formats} - written
     assert not unknown, f"no installed exporter writes {min(unknown)}, so it cannot be checked"
+    empty = {*spec.formats} - {kind for kind, _ in chosen(spec)}
+    assert not empty, f"no registered model can be had in {min(empty)}, so it cannot be checked"
 
 
 def check_every_format_computes(spec: RuntimeSpec, folder: Path) -> None:

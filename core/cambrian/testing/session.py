@@ -9,7 +9,7 @@ from collections import defaultdict
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -22,7 +22,9 @@ from cambrian.testing.plan import LONG, Planned, plan
 
 
 class Check(pytest.Item):
-    """One check; its id is "distribution::subject::check"."""
+    """One check; its id is "distribution::subject::check". It uses no fixtures."""
+
+    fixturenames: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, planned: Planned, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -30,7 +32,7 @@ class Check(pytest.Item):
         self.extra_keyword_matches |= {planned.plugin.name, *planned.subject.split()}  # for -k
         self.add_marker("cambrian")
         if planned.name in LONG:
-            self.add_marker("long")
+            self.add_marker("cambrian_long")
 
     def runtest(self) -> None:
         """Run it in a folder of its own, away from the network."""
@@ -46,9 +48,9 @@ class Check(pytest.Item):
             return f"{self.planned.subject}: {sentence}"
         return super().repr_failure(excinfo, style)
 
-    def reportinfo(self) -> tuple[Path, None, str]:
+    def reportinfo(self) -> tuple[Path, int, str]:
         """What the report's headline says."""
-        return self.path, None, f"{self.planned.subject}: {self.planned.name}"
+        return self.path, 0, f"{self.planned.subject}: {self.planned.name}"
 
 
 def node_id(planned: Planned) -> str:
@@ -73,6 +75,11 @@ class Conform:
             found = [check for name in self.names for check in plan(name)]
         except CambrianError as error:
             raise pytest.UsageError(f"--cambrian: {error}") from error
+        where = self.config.getoption("--cambrian-record")
+        if where not in (None, "none") and len({check.plugin.label for check in found}) > 1:
+            raise pytest.UsageError(
+                "--cambrian-record names one file, and these are several plugins"
+            )
         return {node_id(check): check for check in found}
 
     @pytest.hookimpl(tryfirst=True)
@@ -114,7 +121,7 @@ class Conform:
             c.target for c in discover()
             if (c.name, c.distribution) == (plugin.name, plugin.distribution)
         )  # fmt: skip
-        beside = record_file(target)
+        beside = record_file(plugin.name, target)
         file = where or beside
         if file is None or beside is None:
             self.notes.append(f"{plugin.label}: it has no file, so no record")

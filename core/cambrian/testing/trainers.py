@@ -19,8 +19,8 @@ from cambrian.errors import UsageError
 from cambrian.files import PARTIAL
 from cambrian.specs import TrainerSpec
 from cambrian.testing.commands import cambrian
-from cambrian.testing.examples import CPU, prepared, shelf, trained_example
-from cambrian.testing.models import PLAIN, differing, no_default
+from cambrian.testing.examples import CPU, pickled, prepared, shelf, trained_example
+from cambrian.testing.models import differing, no_default
 
 if TYPE_CHECKING:
     from cambrian.runs import Trained
@@ -151,8 +151,8 @@ def check_it_leaves_an_ordinary_checkpoint(spec: TrainerSpec, folder: Path) -> N
     broken = [name for name, value in new.items() if not value.isfinite().all()]
     assert not broken, f"{broken[0]} holds what is no number"
     assert any(not torch.equal(new[name], value) for name, value in old.items()), "nothing moved"
-    strange = [p for p in after.path.rglob("*") if p.is_file() and p.suffix not in PLAIN]
-    assert not strange, f"{strange[0].name} is no plain file"
+    strange = pickled(after.path)
+    assert not strange, f"{strange[0]} is no plain file"
 
 
 def check_interrupted_it_saves_and_resumes_exactly(spec: TrainerSpec, folder: Path) -> None:

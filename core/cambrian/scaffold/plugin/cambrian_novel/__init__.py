@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cambrian import ModelSpec, OptimizerConfig, Recipe, Ref, TrainConfig, hookimpl
+import cambrian
 
 from .config import NovelConfig, PointData
 
 
-@hookimpl
-def register_models() -> Iterable[ModelSpec]:
+@cambrian.hookimpl
+def register_models() -> Iterable[cambrian.ModelSpec]:
     """One classifier of points."""
     return [
-        ModelSpec(
+        cambrian.ModelSpec(
             name="novel",
             task="point-classification",
             summary="perceptron with hidden layers, classes of points",
             config=NovelConfig,
-            model=Ref("cambrian_novel.model:Novel"),
-            processor=Ref("cambrian_novel.data:Scaler"),
-            data=Ref("cambrian_novel.data:prepare"),
-            pipeline=Ref("cambrian_novel.pipeline:PointClassification"),
-            recipe=Recipe(
-                train=TrainConfig(steps=1000, batch_size=64),
-                optimizer=OptimizerConfig(lr=1e-2),
+            model=cambrian.Ref("cambrian_novel.model:Novel"),
+            processor=cambrian.Ref("cambrian_novel.data:Scaler"),
+            data=cambrian.Ref("cambrian_novel.data:prepare"),
+            pipeline=cambrian.Ref("cambrian_novel.pipeline:PointClassification"),
+            recipe=cambrian.Recipe(
+                train=cambrian.TrainConfig(steps=1000, batch_size=64),
+                optimizer=cambrian.OptimizerConfig(lr=1e-2),
                 data=PointData(),
             ),
             # A model that trains in a second: what `pytest --cambrian` checks.

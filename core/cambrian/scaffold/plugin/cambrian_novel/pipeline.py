@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cambrian
 import numpy as np
-from cambrian import Pipeline, Scores, UsageError
 from cambrian.scores import classification
 
 from .config import NovelConfig
@@ -19,7 +19,7 @@ class Options:
     """What a call may vary: nothing yet."""
 
 
-class PointClassification(Pipeline):
+class PointClassification(cambrian.Pipeline):
     """The class of each point: {"input", "label", "scores"}."""
 
     options = Options
@@ -41,7 +41,7 @@ class PointClassification(Pipeline):
         except ValueError:
             numbers = np.zeros(0, np.float32)
         if len(numbers) != self.config.num_features:
-            raise UsageError(
+            raise cambrian.UsageError(
                 f"'{text}' is no point; write {self.config.num_features} numbers between blanks."
             )
         return numbers
@@ -57,7 +57,7 @@ class PointClassification(Pipeline):
         """A result as a person reads it."""
         return f"{result['label']}  {max(result['scores']):.4f}"
 
-    def score(self, examples: Sequence[tuple[Any, Any]], **options: Any) -> Scores:
+    def score(self, examples: Sequence[tuple[Any, Any]], **options: Any) -> cambrian.Scores:
         """Accuracy, macro F1 and the confusion matrix."""
         texts, expected = zip(*examples, strict=True)
         predicted = [str(result["label"]) for result in self(texts)]
