@@ -26,8 +26,9 @@ HEAD = """# Conformance
 checks the installed plugin or distribution NAME: everything that it registers, against every check
 of its kind, in folders of its own and away from the network. A check is also a function,
 `check(spec, folder)`, in `cambrian.testing`. `pytest -m cambrian` runs the checks without your own
-tests, `-m "not cambrian_long"` leaves out those that take longest, `-k NAME` chooses by check, subject or
-plugin.
+tests, `-m "not cambrian_long"` leaves out those that take longest, `-k NAME` chooses by check,
+subject or plugin. One that does not apply (a GPU is needed, say) may be skipped by pytest's means,
+and the record says so.
 
 Where every check of a plugin ran, the record is written to `conformance.json` in the plugin's
 package (`NAME.conformance.json` beside a single module), or where `--cambrian-record FILE` says.
