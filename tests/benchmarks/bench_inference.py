@@ -126,12 +126,13 @@ def export(family: str, folder: Path, out: Path, kind: str, precision: str) -> N
     sizes, and is what the tests are for. Nor is there quality to lose in random weights."""
     import cambrian
 
-    network: Any = cambrian.open_checkpoint(folder / "model").spec.model.load()
+    spec = cambrian.open_checkpoint(folder / "model").spec
+    network: Any = spec.model.load()
     cases = network.cases
     network.cases = lambda self: (case for case in cases(self) if is_short(case))
     judged: dict[str, Any] = {}
     if precision == "int8":
-        limits = {"loss": 100.0, "accuracy": -1.0, "bleu": -100.0}
+        limits = {name: 100 * limit for name, limit in spec.pipeline.load().tolerated.items()}
         judged = {"data": [str(held_out(family, folder))], "limits": limits}
     cambrian.export(folder / "model", out, format=kind, precision=precision, **judged)
 

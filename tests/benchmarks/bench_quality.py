@@ -144,7 +144,8 @@ def export(model: Path, out: Path, precision: str, data: list[str]) -> None:
     from cambrian_onnx import fit
 
     kind, _, nearest = precision.partition(" ")
-    loose = {"loss": 100.0, "accuracy": -1.0, "bleu": -100.0}
+    tolerated = cambrian.open_checkpoint(model).spec.pipeline.load().tolerated
+    loose = {name: 100 * limit for name, limit in tolerated.items()}
     given: dict[str, Any] = {"data": data, "limits": loose} if kind != "float32" else {}
     fitted, worst = fit.fitted, fit.WORST
     if nearest:  # to inputs that are not correlated there is nothing to fit
