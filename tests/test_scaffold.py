@@ -84,6 +84,17 @@ def test_a_name_that_is_taken(name: str, kind: str, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_a_package_that_is_there_is_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package of that name, installed though it registers nothing."""
+    (tmp_path / "site" / "cambrian_mine").mkdir(parents=True)
+    (tmp_path / "site" / "cambrian_mine" / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    done = new(tmp_path, "mine")
+    assert done.returncode == 2 and "There is a plugin 'mine' already" in done.stderr
+
+
 def test_what_is_there_is_kept(tmp_path: Path) -> None:
     new_plugin("mine", tmp_path / "out")
     (tmp_path / "out" / "README.md").write_text("my own")
