@@ -314,7 +314,8 @@ def refused(act: Callable[..., Any], *arguments: Any) -> str:
 def same(one: Mapping[str, Array], other: Mapping[str, Array], otherwise: str) -> None:
     """AssertionError unless all bits are equal."""
     for key, value in one.items():
-        assert value.tobytes() == other[key].tobytes(), f"{otherwise} ({key})"
+        equal = value.tobytes() == other[key].tobytes()  # see `models.differing`
+        assert equal, f"{otherwise} ({key})"
 
 
 def near(found: Array, wanted: Array, otherwise: str) -> None:
