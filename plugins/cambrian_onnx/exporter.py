@@ -32,6 +32,7 @@ from cambrian.model import Graph, Model
 from cambrian.runtime import Session
 from cambrian_onnx.fit import fit
 from cambrian_onnx.fuse import fuse
+from cambrian_onnx.operators import OwnOperators, StandardOperators
 from cambrian_onnx.quantize import quantize
 from cambrian_onnx.rewrite import absorb_past, share_tied
 
@@ -55,16 +56,22 @@ class OnnxExporter(Exporter):
         "onnxruntime",
         "onnxruntime-gpu",
     )
-    precisions: ClassVar[tuple[str, ...]] = ("float32", "float16")
+    precisions: ClassVar[tuple[str, ...]] = ("float32", "float16", "int8", "int4")
+    rounding: ClassVar[tuple[str, ...]] = ("int8", "int4")
+    fitted: ClassVar[tuple[str, ...]] = ("int4",)
     fused: ClassVar[bool] = False  # whether to use operators that only ONNX Runtime has
 
     def refuses(self, model: Model, precision: str) -> str | None:
         if precision not in self.precisions:
-            elsewhere = " (the format onnx-ort has it)" * (precision in OrtExporter.precisions)
-            return f"precision '{precision}' is not one of {', '.join(self.precisions)}{elsewhere}"
+            return f"precision '{precision}' is not one of {', '.join(self.precisions)}"
         if not model.graphs():
             return "the model declares no graphs"
+        if precision == "int4" and not any(growing(graph.signature) for graph in model.graphs()):
+            return "int4 is for what is run token by token, and this model is not; use int8"
         return None
+
+    def fit(self, model: Model, precision: str, drive: Callable[[Session], None]) -> Model:
+        return fit(model, drive)
 
     def export(self, model: Model, folder: Path, *, precision: str) -> dict[str, GraphFile]:
         graphs = model.graphs()
@@ -97,20 +104,7 @@ class OrtExporter(OnnxExporter):
     """Writes the same files for ONNX Runtime alone: with its own operators, the past in buffers
     that are written in place, and the head computed for the last token only."""
 
-    precisions: ClassVar[tuple[str, ...]] = ("float32", "float16", "int8", "int4")
-    rounding: ClassVar[tuple[str, ...]] = ("int8", "int4")
-    fitted: ClassVar[tuple[str, ...]] = ("int4",)
     fused: ClassVar[bool] = True
-
-    def refuses(self, model: Model, precision: str) -> str | None:
-        if reason := super().refuses(model, precision):
-            return reason
-        if precision == "int4" and not any(growing(graph.signature) for graph in model.graphs()):
-            return "int4 is for what is run token by token, and this model is not; use int8"
-        return None
-
-    def fit(self, model: Model, precision: str, drive: Callable[[Session], None]) -> Model:
-        return fit(model, drive)
 
 
 def half(model: Model) -> Model:
@@ -162,7 +156,9 @@ def write_graph(
         if fused:
             found = fuse(body, grown(graph.signature), graph.last)
             signature, length = narrowed(graph.signature, found.last), found.length
-        if bits and not quantize(body, bool(length), bits):
+        operators = OwnOperators() if fused else StandardOperators()
+        by_block = bool(growing(graph.signature))
+        if bits and not quantize(body, operators, by_block, bits):
             raise UsageError(
                 f"Graph '{graph.name}' multiplies by no matrix that is worth quantizing; export it "
                 "in float16."

@@ -1,11 +1,10 @@
-"""Weights in 8 bits or 4: products by ONNX Runtime's quantized operators, and the embedding.
+"""Weights in 8 bits or 4: of products, and of the tables whose rows are looked up.
 
-A graph that is run token by token multiplies by blocks (MatMulNBits: a scale for every 128 weights
-of a column; each row's activations are rounded for themselves). One that sees all tokens at once
-multiplies whole (DynamicQuantizeMatMul: a scale for each column and one for all activations of a
-call, so that rows of a batch can touch each other's last bits), which is twice as fast there.
+A graph that is run token by token multiplies by blocks: a scale for every 128 weights of a column;
+each row's activations are rounded for themselves. One that sees all tokens at once multiplies
+whole: a scale for each column and one for all activations of a call, so that rows of a batch can
+touch each other's last bits; that is twice as fast there. Which operators say so: `operators`.
 Nothing is rounded to 4 bits here: they hold what lies on a grid of 16 steps already (see `fit`).
-Source: onnxruntime, docs/ContribOperators.md.
 """
 
 from __future__ import annotations
@@ -13,30 +12,31 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from cambrian_onnx.fuse import DOMAIN, array_of, bias_after, constant, constant_side, drop_unused
+from cambrian_onnx.fuse import array_of, bias_after, constant_side, drop_unused
+from cambrian_onnx.operators import MIDDLE, Held, Operators, Steps
 
 BLOCK = 128
-MIDDLE = 128  # stands for 0 in unsigned bytes
-INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level; at 0 it computes in float32, much slower
 SMALL = 1024  # weights; fewer are left alone
 FINE = 32  # weights of a block in 4 bits
 STEPS = 15  # above the lowest in 4 bits
 
 
-def quantize(graph: ir.Graph, by_block: bool, bits: int = 8) -> int:
+def quantize(graph: ir.Graph, operators: Operators, by_block: bool, bits: int = 8) -> int:
     """Quantize every product with a constant matrix, and the tables whose rows are looked up: in
     8 bits, or where `bits` is 4 and 4 lose nothing, in these.
 
     Returns how many were quantized.
     """
     changed = 0
-    packed: dict[int, tuple[ir.Value, ir.Value]] = {}  # by the table that they were made of
+    tables: dict[
+        int, Held
+    ] = {}  # by the matrix that they were made of, which may be the head's too
     for node in list(graph):
         if node.op_type == "Gather":
-            changed += quantize_table(graph, node, packed)
+            changed += quantize_table(graph, node, operators, tables)
     for node in list(graph):
         if node.op_type == "MatMul":
-            changed += quantize_product(graph, node, by_block, packed, bits)
+            changed += quantize_product(graph, node, operators, tables, bits if by_block else None)
     drop_unused(graph)
     return changed
 
@@ -86,11 +86,14 @@ def grids(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | Non
     return found, scales.reshape(rows, count), zeros.astype(np.uint8).reshape(rows, count)
 
 
-def halves(values: np.ndarray) -> np.ndarray:
-    """Two numbers below 16 in each byte, along the last axis, the first one in the lower bits."""
-    if values.shape[-1] % 2:
-        values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=-1)
-    return values[..., ::2] | values[..., 1::2] << 4
+def rounded(matrix: np.ndarray, bits: int) -> Steps:
+    """Rows (N, K) in `bits`, or in 8 where 4 would lose anything."""
+    width = matrix.shape[1]
+    found = grids(matrix) if bits == 4 else None
+    if found is not None:
+        return Steps(4, width, *found)
+    steps, scales = blocks(matrix)
+    return Steps(8, width, steps, scales)
 
 
 def columns(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,97 +104,48 @@ def columns(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def quantize_table(
-    graph: ir.Graph, node: ir.Node, packed: dict[int, tuple[ir.Value, ir.Value]]
+    graph: ir.Graph, node: ir.Node, operators: Operators, tables: dict[int, Held]
 ) -> bool:
     """Look up the rows of a table of bytes."""
-    table = node.inputs[0]
+    table, indices = node.inputs
     if table is None or not _quantizable(table) or _shape(table)[1] % BLOCK:
         return False
-    data, scales = _packed(graph, table, array_of(table), packed)
-    flat = ir.node("Reshape", inputs=[data, constant(graph, f"{table.name}_shape", _shape(table))])
-    lookup = ir.node(
-        "GatherBlockQuantized",
-        domain=DOMAIN,
-        inputs=[flat.outputs[0], node.inputs[1], scales],
-        attributes={"bits": 8, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1},
-        name=node.name,
-    )
-    graph.insert_before(node, [flat, lookup])
-    return _replace(graph, node, lookup)
+    if id(table) not in tables:
+        steps = rounded(array_of(table), 8)
+        tables[id(table)] = operators.hold(graph, str(table.name), steps, table=True)
+    return _replace(graph, node, operators.lookup(tables[id(table)], indices))
 
 
 def quantize_product(
     graph: ir.Graph,
     node: ir.Node,
-    by_block: bool,
-    packed: dict[int, tuple[ir.Value, ir.Value]],
-    bits: int,
+    operators: Operators,
+    tables: dict[int, Held],
+    bits: int | None,
 ) -> bool:
-    """Multiply by bytes, or by halves of bytes."""
+    """Multiply by blocks in `bits`, or whole where that is None."""
     source = node.inputs[1]
     assert source is not None
     transpose = source.producer()
-    table = transpose.inputs[0] if transpose is not None and _turns(transpose) else source
-    if table is None or not _quantizable(table):
+    turned = transpose is not None and _turns(transpose)
+    matrix = transpose.inputs[0] if transpose is not None and turned else source
+    if matrix is None or not _quantizable(matrix):
         return False
-    turned = table is not source
-    matrix = array_of(table) if turned else array_of(table).T  # (N, K)
-    add = bias_after(node)
+    name, rows = str(matrix.name), array_of(matrix) if turned else array_of(matrix).T  # (N, K)
+    add = bias_after(node) if operators.add else None
     bias = constant_side(add) if add is not None else None
-    attributes: dict[str, int] = {}
-    if by_block or id(table) in packed:
-        fine = bits == 4 and id(table) not in packed
-        found = _halved(graph, table, matrix) if fine else None
-        size = (
-            {"bits": 8, "block_size": BLOCK} if found is None else {"bits": 4, "block_size": FINE}
-        )
-        data, scales, zeros = found or (*_packed(graph, table, matrix, packed), None)
-        attributes = {"N": len(matrix), "K": matrix.shape[1], **size}
-        attributes["accuracy_level"] = INT8_ACTIVATIONS
-        kind, inputs = "MatMulNBits", [node.inputs[0], data, scales, zeros, None, bias]
+    held = tables.get(id(matrix))
+    if held is None and bits is not None:
+        held = operators.hold(graph, name, rounded(rows, bits), table=False)
+    if held is not None:
+        made = operators.by_blocks(held, node.inputs[0], bias)
     else:
-        values, factors = columns(matrix.T)
-        data = constant(graph, f"{table.name}_int8", np.ascontiguousarray(values))
-        scales = constant(graph, f"{table.name}_scales", factors)
-        kind, inputs = "DynamicQuantizeMatMul", [node.inputs[0], data, scales, None, bias]
-    product = ir.node(kind, domain=DOMAIN, inputs=inputs, attributes=attributes, name=node.name)
-    graph.insert_before(node, product)
-    if add is not None:
-        _replace(graph, add, product)
-        graph.remove(node, safe=True)
-        return True
-    return _replace(graph, node, product)
-
-
-def _packed(
-    graph: ir.Graph,
-    table: ir.Value,
-    matrix: np.ndarray,
-    packed: dict[int, tuple[ir.Value, ir.Value]],
-) -> tuple[ir.Value, ir.Value]:
-    """The bytes and scales of a matrix, made once where an embedding is the head, too."""
-    if id(table) not in packed:
-        data, scales = blocks(matrix)
-        packed[id(table)] = (
-            constant(graph, f"{table.name}_uint8", data),
-            constant(graph, f"{table.name}_scales", scales),
-        )
-    return packed[id(table)]
-
-
-def _halved(
-    graph: ir.Graph, table: ir.Value, matrix: np.ndarray
-) -> tuple[ir.Value, ir.Value, ir.Value] | None:
-    """The halves of bytes, scales and zeros of a matrix, if it lies on grids."""
-    found = grids(matrix)
-    if found is None:
-        return None
-    steps, scales, zeros = found
-    return (
-        constant(graph, f"{table.name}_uint4", halves(steps)),
-        constant(graph, f"{table.name}_scales", scales),
-        constant(graph, f"{table.name}_zeros", halves(zeros)),
-    )
+        made = operators.whole(graph, name, columns(rows.T), node.inputs[0], bias)
+    if add is None:
+        return _replace(graph, node, made)
+    _replace(graph, add, made)
+    graph.remove(node, safe=True)
+    return True
 
 
 def _quantizable(value: ir.Value) -> bool:
@@ -208,8 +162,11 @@ def _turns(node: ir.Node) -> bool:
     return node.op_type == "Transpose" and list(node.attributes["perm"].as_ints()) == [1, 0]
 
 
-def _replace(graph: ir.Graph, node: ir.Node, new: ir.Node) -> bool:
-    old, made = node.outputs[0], new.outputs[0]
+def _replace(graph: ir.Graph, node: ir.Node, new: list[ir.Node]) -> bool:
+    """Have other nodes, the last of which gives it, compute what a node gave."""
+    graph.insert_before(node, new)
+    new[-1].name = node.name
+    old, made = node.outputs[0], new[-1].outputs[0]
     made.shape, made.type = old.shape, old.type
     made.name, old.name = old.name, f"{old.name}_old"
     ir.convenience.replace_all_uses_with(old, made, replace_graph_outputs=True)

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from cambrian.artifact import GraphFile, Port, Signature, terms
 from cambrian.model import Model
@@ -49,6 +49,11 @@ class Word(str):
 
 class TritonExporter(OnnxExporter):
     """Writes each graph, in standard operators, as one model of the repository."""
+
+    # Triton puts requests together, and in int8 the rows of a batch can touch each other.
+    precisions: ClassVar[tuple[str, ...]] = ("float32", "float16")
+    rounding: ClassVar[tuple[str, ...]] = ()
+    fitted: ClassVar[tuple[str, ...]] = ()
 
     def refuses(self, model: Model, precision: str) -> str | None:
         if reason := super().refuses(model, precision):

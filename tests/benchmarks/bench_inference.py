@@ -50,6 +50,7 @@ NAMES = (  # an engine, its format where it has several, and a precision
     "ctranslate2 float32",
     "ctranslate2 int8",
     "cambrian onnx float32",
+    "cambrian onnx int8",
     "cambrian onnx-ort float32",
     "cambrian onnx-ort int8",
 )

@@ -22,9 +22,12 @@ from cambrian.pipeline import Pipeline
 from cambrian.runtime.torch import TorchSession
 from cambrian.testing import built, prepared
 from cambrian_onnx import fit
-from cambrian_onnx.exporter import OnnxExporter, OrtExporter
+from cambrian_onnx.exporter import OrtExporter
 from cambrian_onnx.fit import fitted
-from cambrian_onnx.quantize import FINE, STEPS, grids, halves
+from cambrian_onnx.operators import halves
+from cambrian_onnx.quantize import FINE, STEPS, grids
+from cambrian_onnx.runtime import _options, optimised
+from cambrian_onnx.triton import TritonExporter
 
 WORDS = (
     *("the", "a", "old", "new", "red", "fox", "dog", "cat", "man", "sun"),
@@ -106,13 +109,19 @@ def test_fitted_weights_cost_far_less_than_rounded_ones(
     assert loss(model) == before  # what was given is left as it was
 
 
-def test_an_export_in_int4_is_what_its_weights_say(trained: Path, tmp_path: Path) -> None:
-    artifact = api.export(trained, tmp_path / "int4", format="onnx-ort", precision="int4")
+@pytest.mark.parametrize("format", ["onnx", "onnx-ort"])
+def test_an_export_in_int4_is_what_its_weights_say(
+    format: str, trained: Path, tmp_path: Path
+) -> None:
+    artifact = api.export(trained, tmp_path / "int4", format=format, precision="int4")
     quality = artifact.manifest.receipt["quality"]
     assert quality["tolerated"] == {"loss": 0.02}
     assert 0 < abs(quality["export"]["loss"] - quality["model"]["loss"]) < 0.02
     assert artifact.manifest.receipt["limit"] < 0.1
-    assert bits(artifact.path) == [4] * 8 + [8]  # the head is the embedding
+    if format == "onnx-ort":
+        assert bits(artifact.path) == [4] * 8 + [8]  # the head is the embedding
+    found = optimised(artifact.path / "model.onnx", "cpu", _options(shared=False))
+    assert found["com.microsoft.MatMulNBits"] == 9 and not found["MatMul"]
     api.verify(artifact.path)
 
 
@@ -225,5 +234,5 @@ def test_int4_is_refused_where_it_does_not_pay() -> None:
     reason = OrtExporter().refuses(model, "int4")
     assert reason is not None and "token by token" in reason
     assert OrtExporter().refuses(model, "int8") is None
-    other = OnnxExporter().refuses(model, "int4")
-    assert other is not None and "onnx-ort has it" in other
+    other = TritonExporter().refuses(model, "int8")
+    assert other is not None and "not one of float32, float16" in other

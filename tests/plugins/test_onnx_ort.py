@@ -27,7 +27,8 @@ from cambrian.testing import built, prepared
 from cambrian_onnx import register_exporters
 from cambrian_onnx.buffers import ROOM, Buffers, reserve, take
 from cambrian_onnx.exporter import OrtExporter
-from cambrian_onnx.quantize import BLOCK, MIDDLE, blocks, columns
+from cambrian_onnx.operators import MIDDLE
+from cambrian_onnx.quantize import BLOCK, blocks, columns
 
 ORT = next(spec for spec in register_exporters() if spec.name == "onnx-ort")
 
@@ -299,8 +300,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "model"
 
 
-def test_what_int8_costs_is_measured(trained: Path, tmp_path: Path) -> None:
-    artifact = api.export(trained, tmp_path / "int8", format="onnx-ort", precision="int8")
+@pytest.mark.parametrize("format", ["onnx", "onnx-ort"])
+def test_what_int8_costs_is_measured(format: str, trained: Path, tmp_path: Path) -> None:
+    artifact = api.export(trained, tmp_path / "int8", format=format, precision="int8")
     quality = artifact.manifest.receipt["quality"]
     assert quality["tolerated"] == {"loss": 0.02}
     model, export = quality["model"]["loss"], quality["export"]["loss"]
@@ -330,8 +332,8 @@ def test_int8_without_data_to_measure_it_on_is_refused(tmp_path: Path) -> None:
     model = checkpoint("gpt", tmp_path / "model")
     with pytest.raises(UsageError, match="--data"):
         api.export(model, tmp_path / "out", format="onnx-ort", precision="int8")
-    with pytest.raises(UsageError, match=r"'int8' is not one of .*onnx-ort has it"):
-        api.export(model, tmp_path / "out", precision="int8")
+    with pytest.raises(UsageError, match=r"'int8' is not one of float32, float16"):
+        api.export(model, tmp_path / "out", format="triton", precision="int8")
     with pytest.raises(UsageError, match="Only a coarse precision"):
         api.export(model, tmp_path / "out", data=["text.txt"])
 
