@@ -25,12 +25,14 @@ def frechet_distance(real: Features, made: Features) -> float:
     """
     real, made = _checked(real, made)
     distance = float(np.square(real.mean(0) - made.mean(0)).sum())
-    first, second = (np.atleast_2d(np.cov(each, rowvar=False)) for each in (real, made))
-    # tr (C1 C2)^(1/2) is that of (C1^(1/2) C2 C1^(1/2))^(1/2), which is symmetric.
-    values, vectors = np.linalg.eigh(first)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(min=0)).sum()
-    return distance + float(np.trace(first) + np.trace(second) - 2 * cross)
+    # C = R'R of each set. tr (C1 C2)^(1/2) is then the sum of the singular values of R1 R2', which
+    # has no more rows and columns than there are things or features.
+    first, second = (
+        np.asarray(np.linalg.qr((each - each.mean(0)) / np.sqrt(len(each) - 1), mode="r"))
+        for each in (real, made)
+    )
+    cross = float(np.linalg.svd(first @ second.T, compute_uv=False).sum())
+    return distance + float(np.square(first).sum() + np.square(second).sum()) - 2 * cross
 
 
 def kernel_distance(real: Features, made: Features) -> float:

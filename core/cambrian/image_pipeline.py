@@ -6,7 +6,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from cambrian import fidelity, pictures
 from cambrian.config import update
 from cambrian.data.images import ImageProcessor
-from cambrian.errors import UsageError
+from cambrian.errors import BrokenFile, UsageError
+from cambrian.files import sha256
 from cambrian.generation.sampling import probabilities
 from cambrian.pipeline import Pipeline
 from cambrian.runtime import Array
@@ -30,8 +32,9 @@ class ImageOptions:
     interpolate: so many steps from each picture's latents to the next one's; 0 for none.
     columns: of a contact sheet; 0 for about as many as rows.
     batch_size: how many pictures the engine sees at once.
-    extractor, samples: of `cambrian eval`: a classifier's folder whose features are compared, and
-        how many pictures are made for it; 0 for as many as there are real ones.
+    extractor: of `cambrian eval`: what describes the pictures that are compared, a classifier's
+        folder or, for FID, the file of Inception's weights.
+    samples: how many pictures are made for that; 0 for as many as there are real ones.
     """
 
     count: int = 16
@@ -96,8 +99,8 @@ class ImagePipeline(Pipeline):
     def score(self, examples: Sequence[tuple[Any, Any]], **options: Any) -> Scores | None:
         """Distances of made pictures to the examples, over the extractor's features.
 
-        Named after the extractor's architecture: "frechet_distance_cnn" is no FID, which is
-        defined over features of Inception.
+        Named after the extractor: "frechet_distance_cnn" is no FID, which is defined over features
+        of Inception ("frechet_distance_inception").
         """
         settings = update(self.defaults, options, "options")
         if not settings.extractor:
@@ -133,7 +136,13 @@ def require_equal_shapes(arrays: Sequence[NDArray[Any]]) -> None:
 
 
 def require_extractor(extractor: str) -> None:
-    """UsageError or NotFound, before anything is spent, if it is no classifier of pictures."""
+    """Before anything is spent: UsageError or NotFound if it is no classifier of pictures,
+    BrokenFile for a file that does not hold Inception's weights."""
+    if (file := Path(extractor).expanduser()).is_file():
+        from cambrian.inception import require_inception
+
+        require_inception(file)
+        return
     from cambrian.loading import load
 
     pipeline = load(extractor, device="cpu")
@@ -230,15 +239,60 @@ class ImageClassification(Pipeline):
         return rng.integers(0, 256, shape, np.uint8)
 
 
-def compared(real: Bytes, made: Bytes, extractor: str) -> Scores:
-    """Fidelity of made pictures (N, C, H, W), and which classes the extractor sees in them.
+class _Described(NamedTuple):
+    """Real and made pictures by an extractor: its name and its weights' sha256, whether FID is
+    defined over it; the features (N, F) of either, and the filter that resized them; and of the
+    made ones each class's share, where classes have names."""
 
-    UsageError if the extractor is no classifier of pictures.
+    name: str
+    sha256: str
+    is_fid: bool
+    features: tuple[Any, Any]
+    resizer: str
+    classes: Mapping[str, float]
+
+
+def compared(real: Bytes, made: Bytes, extractor: str) -> Scores:
+    """Fidelity of made pictures (N, C, H, W), and which classes a classifier sees in them.
+
+    "is_fid" among the facts says whether the Frechet distance is FID: over the features of
+    Inception with the published weights. Errors as of `require_extractor`.
     """
+    require_extractor(extractor)
+    file = Path(extractor).expanduser()
+    inception = file.is_file()
+    found = _by_inception(real, made, file) if inception else _by_classifier(real, made, extractor)
+    first, second = found.features
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise BrokenFile(
+            f"{extractor} gives features that are no numbers; its weights are damaged."
+        )
+    precision, recall = fidelity.precision_recall(first, second)
+    shares = found.classes.values()
+    metrics = {
+        f"frechet_distance_{found.name}": fidelity.frechet_distance(first, second),
+        f"kernel_distance_{found.name}": fidelity.kernel_distance(first, second),
+        f"precision_{found.name}": precision,
+        f"recall_{found.name}": recall,
+        **({"rarest_class": min(shares), "commonest_class": max(shares)} if shares else {}),
+    }
+    facts = {
+        "extractor": extractor,
+        "extractor_sha256": found.sha256,
+        "is_fid": found.is_fid,
+        "resizer": found.resizer,
+        "real": len(first),
+        "made": len(second),
+        **({"classes": found.classes} if found.classes else {}),
+    }
+    return Scores(metrics, facts=facts)
+
+
+def _by_classifier(real: Bytes, made: Bytes, folder: str) -> _Described:
+    """Pictures (N, C, H, W) as a classifier's folder describes them."""
     from cambrian.loading import load, weights_of
 
-    require_extractor(extractor)
-    pipeline: Any = load(extractor, device="cpu")
+    pipeline: Any = load(folder, device="cpu")
     try:
         fit = pipeline.processor.fit
         sides = [
@@ -248,24 +302,18 @@ def compared(real: Bytes, made: Bytes, extractor: str) -> Scores:
         (_, first), (logits, second) = (pipeline.compute(side) for side in sides)
     finally:
         pipeline.session.close()
-    name, digest = weights_of(extractor)
-    precision, recall = fidelity.precision_recall(first, second)
-    classes = np.bincount(logits.argmax(-1), minlength=logits.shape[1]) / len(logits)
-    metrics = {
-        f"frechet_distance_{name}": fidelity.frechet_distance(first, second),
-        f"kernel_distance_{name}": fidelity.kernel_distance(first, second),
-        f"precision_{name}": precision,
-        f"recall_{name}": recall,
-        "rarest_class": float(classes.min()),
-        "commonest_class": float(classes.max()),
-    }
-    facts = {
-        "extractor": extractor,
-        "extractor_sha256": digest,
-        "resizer": "lanczos" if sides[1].shape != made.shape else "none",
-        "real": len(first),
-        "made": len(second),
-        "classes": {label: float(share) for label, share in
-                    zip(pipeline.labels, classes, strict=True)},
-    }  # fmt: skip
-    return Scores(metrics, facts=facts)
+    name, digest = weights_of(folder)
+    resizer = "lanczos" if sides[1].shape != made.shape else "none"
+    counts = np.bincount(logits.argmax(-1), minlength=logits.shape[1])
+    shares = dict(zip(pipeline.labels, (counts / len(logits)).tolist(), strict=True))
+    return _Described(name, digest, False, (first, second), resizer, shares)
+
+
+def _by_inception(real: Bytes, made: Bytes, file: Path) -> _Described:
+    """Pictures (N, C, H, W) as Inception describes them, by the weights in a file."""
+    from cambrian.inception import PUBLISHED, SIDE, open_inception
+
+    network, digest = open_inception(file), sha256(file)
+    resizer = "none" if made.shape[2:] == (SIDE, SIDE) else "bilinear"
+    features = network.describe(real), network.describe(made)
+    return _Described("inception", digest, digest == PUBLISHED, features, resizer, {})

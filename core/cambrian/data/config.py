@@ -138,8 +138,8 @@ class ImageData:
     binarize: "threshold" makes a value 1 if it is above a half of the range, "sample" makes it 1
         with its own probability, drawn anew each time (Salakhutdinov and Murray 2008); for models
         of black and white.
-    extractor: a classifier's folder (see `cambrian list cnn`), over whose features generated
-        pictures are compared with held-out ones; "" for none.
+    extractor: a classifier's folder (see `cambrian list cnn`), or the file of Inception's weights,
+        over whose features generated pictures are compared with held-out ones; "" for none.
     """
 
     source: tuple[str, ...] = ("printed-digits",)
