@@ -33,6 +33,10 @@ class Generator(nn.Module):
         super().__init__()
         self.body = body
         self.classes = embedding(config, config.latent_size)
+        if self.classes is not None:
+            # As long as a one-hot vector would be. As long as the noise (the root of its size),
+            # the class drowns it out, and every picture of a class becomes the same.
+            nn.init.normal_(self.classes.weight, std=config.latent_size**-0.5)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.classes is not None:

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench_images.py vae [--epochs 48]
     python tests/benchmarks/bench_images.py dcgan [--steps 2000]
+    python tests/benchmarks/bench_images.py classes [--steps 2000] [--seed 0]
     python tests/benchmarks/bench_images.py onnx
 
 "vae": pythae's VAE under its trainer and ours, of one shape (784-200-200-50), binarised by
@@ -12,6 +13,9 @@ importable (pip install --no-deps pythae imageio); otherwise its row is left out
 tutorial has it (DataLoader, Adam, binary cross-entropy, three backward passes), and by ours:
 milliseconds a step, and the Frechet distance of 5,000 samples to the test digits over features of
 a classifier trained here.
+"classes": a DCGAN by class: how unlike each other 300 pictures of a class are (mean distance of two
+by the classifier's features) against 300 real ones, how many of the real are among them (recall),
+and how many the classifier takes for the class that was asked for; means of ten, and the worst.
 "onnx": pictures a second of a DCGAN generator and a VAE decoder: torch eager, torch.compile, ONNX
 Runtime, at batch 1 and 64.
 
@@ -212,6 +216,45 @@ def distance(weights: str, folder: str) -> dict[str, Any]:
     return {**scores.metrics, **scores.facts}
 
 
+def variety(model: str, folder: str) -> dict[str, Any]:
+    """Of 300 pictures of each class against as many real ones: (mean, worst) of each figure."""
+    from cambrian import fidelity, pictures
+    from cambrian.loading import load
+
+    pipeline: Any = load(model, device="cpu")
+    judge: Any = load(f"{folder}/cnn", device="cpu")
+    real = np.load(f"{folder}/train.npz")
+    order = np.random.default_rng(0)
+    found: dict[str, list[float]] = {"spread": [], "recall": [], "right": []}
+    for number in range(10):
+        rows = order.permutation(np.flatnonzero(real["labels"] == number))[:300]
+        noise = pictures.noise((100,), 0, range(1000 * number, 1000 * number + 300))
+        label = pipeline.config.labels.index(str(number))
+        logits, made = judge.compute(pipeline.pixels(noise, np.full(300, label), 64))
+        _, wanted = judge.compute(real["images"][rows, None])
+        found["spread"].append(spread(made) / spread(wanted))
+        found["recall"].append(fidelity.precision_recall(wanted, made)[1])
+        found["right"].append(float((logits.argmax(-1) == number).mean()))
+    return {name: (float(np.mean(x)), min(x)) for name, x in found.items()}
+
+
+def spread(features: Any) -> float:
+    """The mean distance of two rows."""
+    rows = features.astype(np.float64)
+    squares = np.square(rows).sum(1)
+    distances = np.sqrt(np.clip(squares[:, None] + squares - 2 * rows @ rows.T, 0, None))
+    return float(distances.sum() / (len(rows) * (len(rows) - 1)))
+
+
+def bench_classes(folder: Path, steps: int, seed: int) -> None:
+    child("ours", "cnn", folder, folder / "cnn")
+    out = folder / "dcgan"
+    child("ours", "dcgan", folder, out, "conditional=true", f"steps={steps}", f"seed={seed}")
+    cells = (f"{name} {mean:.3f} (worst {worst:.3f})"
+             for name, (mean, worst) in child("variety", out, folder).items())  # fmt: skip
+    print("   ".join(cells), flush=True)
+
+
 def bench_vae(folder: Path, epochs: int) -> None:
     steps = epochs * 8000 // BATCH["vae"]
     rows: list[tuple[str, float, str]] = []
@@ -304,7 +347,7 @@ def bench_onnx(folder: Path) -> None:
 
 CHILDREN = {
     "ours": ours, "pythae": pythae, "plain": plain, "bound": bound, "distance": distance,
-    "speed": speed,
+    "speed": speed, "variety": variety,
 }  # fmt: skip
 
 
@@ -314,9 +357,10 @@ def main() -> None:
         print(json.dumps(CHILDREN[name](*arguments)))
         return
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("vae", "dcgan", "onnx"))
+    parser.add_argument("what", choices=("vae", "dcgan", "classes", "onnx"))
     parser.add_argument("--epochs", type=int, default=48)
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(describe_machine("torch", "onnxruntime-gpu"))
     with tempfile.TemporaryDirectory() as scratch:
@@ -326,6 +370,8 @@ def main() -> None:
             bench_vae(folder, options.epochs)
         elif options.what == "dcgan":
             bench_dcgan(folder, options.steps)
+        elif options.what == "classes":
+            bench_classes(folder, options.steps, options.seed)
         else:
             bench_onnx(folder)
 

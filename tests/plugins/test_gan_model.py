@@ -228,6 +228,18 @@ def test_a_class_changes_the_picture(number: int) -> None:
     torch.testing.assert_close(again, made[[2, 0]])
 
 
+@pytest.mark.parametrize("number", range(3))
+def test_at_first_the_noise_says_more_than_the_class(number: int) -> None:
+    """A class as loud as the noise drowned it out in training: one picture of each class."""
+    model = built(number, **CLASSES, latent_size=64, hidden_sizes=(32, 16)).train()
+    made = model.generator(torch.randn(120, 64), torch.arange(120) % 3).detach().reshape(40, 3, -1)
+    within, between = made.var(0).mean(), made.mean(0).var(0).mean()
+    # The means of 40 pictures differ by a fortieth of the variance even where no class counts.
+    assert between - within / 40 < within / 10
+    vectors = model.generator.get_parameter("classes.weight")
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3), rtol=0, atol=0.3)
+
+
 def test_a_class_counts_by_projection() -> None:
     """Logits are those without classes and the product of features and the class's vector."""
     model, given = built(**CLASSES).eval(), batch(labels=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from cambrian import api
+from cambrian.errors import BrokenFile
 from cambrian.image_pipeline import compared
 from cambrian.registry import load_registry
 from cambrian.testing import train_example
@@ -61,3 +64,15 @@ def test_pictures_of_another_size_are_resized_for_the_extractor(judge: Path) -> 
     assert found.metrics["frechet_distance_cnn"] == pytest.approx(0, abs=1e-3)
     same = compared(pixels[:, :1, :12, :12], pixels[:, :1, :12, :12], str(judge))
     assert same.facts["resizer"] == "none"
+
+
+def test_an_extractor_whose_weights_are_no_numbers_is_refused(judge: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cnn"
+    shutil.copytree(judge, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["features.bias"][0] = np.nan
+    save_file(tensors, folder / "model.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 1, 12, 12), np.uint8)
+    with pytest.raises(BrokenFile, match="cnn gives features that are no numbers"):
+        compared(pixels, pixels, str(folder))
+    assert compared(pixels, pixels, str(judge)).facts["is_fid"] is False
