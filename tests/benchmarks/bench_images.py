@@ -1,14 +1,15 @@
 """Image generators beside their peers, on MNIST's 10,000 test digits in three parts.
 
-    python tests/benchmarks/bench_images.py vae [--epochs 48]
+    python tests/benchmarks/bench_images.py vae [--epochs 48] [--binarize threshold]
     python tests/benchmarks/bench_images.py dcgan [--steps 2000]
     python tests/benchmarks/bench_images.py classes [--steps 2000] [--seed 0]
     python tests/benchmarks/bench_images.py onnx
 
 "vae": pythae's VAE under its trainer and ours, of one shape (784-200-200-50), binarised by
-threshold, in equal epochs: pictures a second over the whole of training, and the test bound and
-log p(x) by 5,000 importance samples, both by our estimator on either's weights. pythae must be
-importable (pip install --no-deps pythae imageio); otherwise its row is left out.
+threshold or, as "sample", anew each time they are seen, in equal epochs: pictures a second over
+the whole of training, and the test bound and log p(x) by 5,000 importance samples, both by our
+estimator on either's weights. pythae must be importable (pip install --no-deps pythae imageio);
+otherwise its row is left out.
 "dcgan": one and the same pair of networks trained by a plain loop, written as PyTorch's DCGAN
 tutorial has it (DataLoader, Adam, binary cross-entropy, three backward passes), and by ours:
 milliseconds a step, and the Frechet distance of 5,000 samples to the test digits over features of
@@ -67,9 +68,10 @@ def ours(model: str, folder: str, out: str, *settings: str) -> dict[str, Any]:
     return {"step": statistics.median(steps[1:])}
 
 
-def pythae(folder: str, out: str, epochs: str) -> dict[str, Any]:
+def pythae(folder: str, out: str, epochs: str, binarize: str) -> dict[str, Any]:
     """pythae's VAE of the same shape; its weights under our names."""
     import torch
+    from pythae.data.datasets import BaseDataset
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
@@ -100,10 +102,17 @@ def pythae(folder: str, out: str, epochs: str) -> dict[str, Any]:
             pixels = torch.sigmoid(self.body(z)).reshape(-1, 1, 28, 28)
             return ModelOutput(reconstruction=pixels)
 
-    parts = {
-        name: torch.from_numpy((np.load(f"{folder}/{name}.npz")["images"] > 127.5)[:, None])
-        for name in ("train", "validation")
-    }
+    class Drawn(BaseDataset):
+        def __getitem__(self, index: int) -> Any:
+            found = super().__getitem__(index)
+            found["data"] = torch.bernoulli(found["data"])
+            return found
+
+    images = torch.from_numpy(np.load(f"{folder}/train.npz")["images"])[:, None].float() / 255
+    if binarize == "threshold":
+        train = BaseDataset((images > 0.5).float(), torch.ones(len(images)))
+    else:
+        train = Drawn(images, torch.ones(len(images)))
     torch.manual_seed(0)
     model = VAE(
         VAEConfig(input_dim=(1, 28, 28), latent_dim=50, reconstruction_loss="bce"),
@@ -113,12 +122,7 @@ def pythae(folder: str, out: str, epochs: str) -> dict[str, Any]:
         output_dir=out, num_epochs=int(epochs), per_device_train_batch_size=BATCH["vae"],
         per_device_eval_batch_size=1000, learning_rate=1e-3, no_cuda=True,
     )  # fmt: skip
-    from pythae.data.datasets import BaseDataset
-
-    sets = {name: BaseDataset(x.float(), torch.ones(len(x))) for name, x in parts.items()}
-    trainer = BaseTrainer(
-        model, train_dataset=sets["train"], eval_dataset=None, training_config=config
-    )
+    trainer = BaseTrainer(model, train_dataset=train, eval_dataset=None, training_config=config)
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
@@ -130,7 +134,7 @@ def pythae(folder: str, out: str, epochs: str) -> dict[str, Any]:
         for name, value in model.state_dict().items()
     }
     save_file(tensors, f"{folder}/pythae.safetensors")
-    steps = int(epochs) * -(-len(sets["train"]) // BATCH["vae"])
+    steps = int(epochs) * -(-len(images) // BATCH["vae"])
     return {"step": seconds / steps}
 
 
@@ -189,12 +193,14 @@ def opened(architecture: str, weights: str, **config: Any) -> Any:
     return model.eval()
 
 
-def bound(weights: str, folder: str) -> dict[str, Any]:
-    """Test bound and log p(x) of a VAE's weights, on digits binarised by threshold."""
+def bound(weights: str, folder: str, binarize: str) -> dict[str, Any]:
+    """Test bound and log p(x) of a VAE's weights, on digits binarised once."""
     import torch
 
     model = opened("vae", weights, evaluation_samples=5000)
-    pixels = torch.from_numpy(np.load(f"{folder}/test.npz")["images"] > 127.5)[:, None].float()
+    images = np.load(f"{folder}/test.npz")["images"][:, None] / 255
+    draws = np.random.default_rng(0).random(images.shape) if binarize == "sample" else 0.5
+    pixels = torch.from_numpy(images > draws).float()
     rows = [model.evaluate({"pixel_values": part}) for part in pixels.split(100)]
     return {name: float(np.mean([row[name] for row in rows])) for name in ("elbo", "log_px")}
 
@@ -255,12 +261,12 @@ def bench_classes(folder: Path, steps: int, seed: int) -> None:
     print("   ".join(cells), flush=True)
 
 
-def bench_vae(folder: Path, epochs: int) -> None:
+def bench_vae(folder: Path, epochs: int, binarize: str) -> None:
     steps = epochs * 8000 // BATCH["vae"]
     rows: list[tuple[str, float, str]] = []
-    settings = [f"steps={steps}", "evaluate_every=0", "binarize=threshold", "log_every=50"]
+    settings = [f"steps={steps}", f"binarize={binarize}", "log_every=50"]
     if importlib.util.find_spec("pythae"):
-        found = child("pythae", folder, folder / "pythae", epochs)
+        found = child("pythae", folder, folder / "pythae", epochs, binarize)
         rows.append(("pythae float32", found["step"], str(folder / "pythae.safetensors")))
     for name, extra in (
         ("cambrian float32", ["precision=float32"]),
@@ -271,7 +277,7 @@ def bench_vae(folder: Path, epochs: int) -> None:
         found = child("ours", "vae", folder, out, *settings, "evaluate_every=200", *extra)
         rows.append((name, found["step"], str(out / "model.safetensors")))
     for name, step, weights in rows:
-        measured = child("bound", weights, folder)
+        measured = child("bound", weights, folder, binarize)
         print(
             f"{name:<28}{step * 1e3:8.3f} ms/step {BATCH['vae'] / step:10,.0f} images/s "
             f"{rows[0][1] / step:6.2f} x   test ELBO {measured['elbo']:.2f}   "
@@ -359,6 +365,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=("vae", "dcgan", "classes", "onnx"))
     parser.add_argument("--epochs", type=int, default=48)
+    parser.add_argument("--binarize", choices=("threshold", "sample"), default="threshold")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -367,7 +374,7 @@ def main() -> None:
         folder = Path(scratch)
         write_parts(folder)
         if options.what == "vae":
-            bench_vae(folder, options.epochs)
+            bench_vae(folder, options.epochs, options.binarize)
         elif options.what == "dcgan":
             bench_dcgan(folder, options.steps)
         elif options.what == "classes":
