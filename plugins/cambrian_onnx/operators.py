@@ -10,7 +10,7 @@ Sources: onnxruntime, docs/ContribOperators.md; onnx, docs/Operators.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -48,6 +48,13 @@ class Held:
     zeros: ir.Value | None
 
 
+class Columns(NamedTuple):
+    """A matrix in a graph: signed bytes (K, N), and a scale for each column."""
+
+    data: ir.Value
+    scales: ir.Value
+
+
 class Operators(Protocol):
     """Each method but the first gives new nodes, of which the last one gives the result."""
 
@@ -65,15 +72,8 @@ class Operators(Protocol):
         """x (..., K) by the matrix, turned: (..., N)."""
         ...
 
-    def whole(
-        self,
-        graph: ir.Graph,
-        name: str,
-        columns: tuple[np.ndarray, np.ndarray],
-        x: ir.Value | None,
-        bias: ir.Value | None,
-    ) -> list[ir.Node]:
-        """x (..., K) by signed bytes (K, N), with a scale for each column."""
+    def whole(self, columns: Columns, x: ir.Value | None, bias: ir.Value | None) -> list[ir.Node]:
+        """x (..., K) by a matrix (K, N)."""
         ...
 
 
@@ -94,32 +94,20 @@ class OwnOperators:
         )
 
     def lookup(self, held: Held, indices: ir.Value | None) -> list[ir.Node]:
-        graph, size = held.data.graph, held.of.steps.shape[-1]
-        assert graph is not None
-        shape = constant(graph, f"{held.data.name}_shape", (len(held.of.steps), held.of.width))
-        flat = ir.node("Reshape", inputs=[held.data, shape])
-        attributes = {"bits": 8, "block_size": size, "gather_axis": 0, "quantize_axis": 1}
+        flat = ir.node("Flatten", inputs=[held.data])  # to (N, K)
+        attributes = {"bits": 8, "block_size": held.of.steps.shape[-1]}
+        attributes |= {"gather_axis": 0, "quantize_axis": 1}
         inputs = [flat.outputs[0], indices, held.scales]
         return [flat, _own("GatherBlockQuantized", inputs, attributes)]
 
     def by_blocks(self, held: Held, x: ir.Value | None, bias: ir.Value | None) -> list[ir.Node]:
         attributes = {"N": len(held.of.steps), "K": held.of.width, "bits": held.of.bits}
-        attributes |= {
-            "block_size": held.of.steps.shape[-1],
-            "accuracy_level": INT8_ACTIVATIONS,
-        }
+        attributes |= {"block_size": held.of.steps.shape[-1], "accuracy_level": INT8_ACTIVATIONS}
         inputs = [x, held.data, held.scales, held.zeros, None, bias]
         return [_own("MatMulNBits", inputs, attributes)]
 
-    def whole(
-        self,
-        graph: ir.Graph,
-        name: str,
-        columns: tuple[np.ndarray, np.ndarray],
-        x: ir.Value | None,
-        bias: ir.Value | None,
-    ) -> list[ir.Node]:
-        data, scales = _columns(graph, name, columns)
+    def whole(self, columns: Columns, x: ir.Value | None, bias: ir.Value | None) -> list[ir.Node]:
+        data, scales = columns
         return [_own("DynamicQuantizeMatMul", [x, data, scales, None, bias], {})]
 
 
@@ -169,15 +157,8 @@ class StandardOperators:
         made.append(_dequantized(held, data, scales, axis=0))
         return [*made, ir.node("MatMul", inputs=[x, made[-1].outputs[0]])]
 
-    def whole(
-        self,
-        graph: ir.Graph,
-        name: str,
-        columns: tuple[np.ndarray, np.ndarray],
-        x: ir.Value | None,
-        bias: ir.Value | None,
-    ) -> list[ir.Node]:
-        data, scales = _columns(graph, name, columns)
+    def whole(self, columns: Columns, x: ir.Value | None, bias: ir.Value | None) -> list[ir.Node]:
+        data, scales = columns
         made: list[ir.Node] = []
         if id(x) not in self._activations:
             quantized = ir.node("DynamicQuantizeLinear", inputs=[x], num_outputs=3)
@@ -201,14 +182,6 @@ def halves(values: np.ndarray) -> np.ndarray:
     if values.shape[-1] % 2:
         values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=-1)
     return values[..., ::2] | values[..., 1::2] << 4
-
-
-def _columns(
-    graph: ir.Graph, name: str, columns: tuple[np.ndarray, np.ndarray]
-) -> tuple[ir.Value, ir.Value]:
-    values, scales = columns
-    data = constant(graph, f"{name}_int8", np.ascontiguousarray(values))
-    return data, constant(graph, f"{name}_scales", scales)
 
 
 def _own(kind: str, inputs: list[ir.Value | None], attributes: dict[str, int]) -> ir.Node:

@@ -9,16 +9,30 @@ Nothing is rounded to 4 bits here: they hold what lies on a grid of 16 steps alr
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 import onnx_ir as ir
 
-from cambrian_onnx.fuse import array_of, bias_after, constant_side, drop_unused
-from cambrian_onnx.operators import MIDDLE, Held, Operators, Steps
+from cambrian_onnx.fuse import array_of, bias_after, constant, constant_side, drop_unused
+from cambrian_onnx.operators import MIDDLE, Columns, Held, Operators, Steps
 
 BLOCK = 128
 SMALL = 1024  # weights; fewer are left alone
 FINE = 32  # weights of a block in 4 bits
 STEPS = 15  # above the lowest in 4 bits
+
+
+Key = tuple[int, bool]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is in the graph already, by the identity of the matrix that it was made of and whether
+    that one's rows are the outputs: an embedding may be the head, too, and a layer be run twice."""
+
+    held: dict[Key, Held] = field(default_factory=dict[Key, Held])
+    columns: dict[Key, Columns] = field(default_factory=dict[Key, Columns])
 
 
 def quantize(graph: ir.Graph, operators: Operators, by_block: bool, bits: int = 8) -> int:
@@ -28,15 +42,13 @@ def quantize(graph: ir.Graph, operators: Operators, by_block: bool, bits: int = 
     Returns how many were quantized.
     """
     changed = 0
-    tables: dict[
-        int, Held
-    ] = {}  # by the matrix that they were made of, which may be the head's too
+    made = Made()
     for node in list(graph):
         if node.op_type == "Gather":
-            changed += quantize_table(graph, node, operators, tables)
+            changed += quantize_table(graph, node, operators, made)
     for node in list(graph):
         if node.op_type == "MatMul":
-            changed += quantize_product(graph, node, operators, tables, bits if by_block else None)
+            changed += quantize_product(graph, node, operators, made, bits if by_block else None)
     drop_unused(graph)
     return changed
 
@@ -103,24 +115,23 @@ def columns(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(steps).astype(np.int8), scales.astype(np.float32)
 
 
-def quantize_table(
-    graph: ir.Graph, node: ir.Node, operators: Operators, tables: dict[int, Held]
-) -> bool:
+def quantize_table(graph: ir.Graph, node: ir.Node, operators: Operators, made: Made) -> bool:
     """Look up the rows of a table of bytes."""
     table, indices = node.inputs
     if table is None or not _quantizable(table) or _shape(table)[1] % BLOCK:
         return False
-    if id(table) not in tables:
+    key = id(table), True
+    if key not in made.held:
         steps = rounded(array_of(table), 8)
-        tables[id(table)] = operators.hold(graph, str(table.name), steps, table=True)
-    return _replace(graph, node, operators.lookup(tables[id(table)], indices))
+        made.held[key] = operators.hold(graph, _named(table, True), steps, table=True)
+    return _replace(graph, node, operators.lookup(made.held[key], indices))
 
 
 def quantize_product(
     graph: ir.Graph,
     node: ir.Node,
     operators: Operators,
-    tables: dict[int, Held],
+    made: Made,
     bits: int | None,
 ) -> bool:
     """Multiply by blocks in `bits`, or whole where that is None."""
@@ -131,21 +142,30 @@ def quantize_product(
     matrix = transpose.inputs[0] if transpose is not None and turned else source
     if matrix is None or not _quantizable(matrix):
         return False
-    name, rows = str(matrix.name), array_of(matrix) if turned else array_of(matrix).T  # (N, K)
+    key, name = (id(matrix), turned), _named(matrix, turned)
     add = bias_after(node) if operators.add else None
     bias = constant_side(add) if add is not None else None
-    held = tables.get(id(matrix))
-    if held is None and bits is not None:
-        held = operators.hold(graph, name, rounded(rows, bits), table=False)
-    if held is not None:
-        made = operators.by_blocks(held, node.inputs[0], bias)
+    if key not in made.held and key not in made.columns:
+        rows = array_of(matrix) if turned else array_of(matrix).T  # (N, K)
+        if bits is not None:
+            made.held[key] = operators.hold(graph, name, rounded(rows, bits), table=False)
+        else:
+            data, scales = columns(rows.T)
+            data = constant(graph, f"{name}_int8", np.ascontiguousarray(data))
+            made.columns[key] = Columns(data, constant(graph, f"{name}_scales", scales))
+    if key in made.held:
+        product = operators.by_blocks(made.held[key], node.inputs[0], bias)
     else:
-        made = operators.whole(graph, name, columns(rows.T), node.inputs[0], bias)
+        product = operators.whole(made.columns[key], node.inputs[0], bias)
     if add is None:
-        return _replace(graph, node, made)
-    _replace(graph, add, made)
+        return _replace(graph, node, product)
+    _replace(graph, add, product)
     graph.remove(node, safe=True)
     return True
+
+
+def _named(matrix: ir.Value, turned: bool) -> str:
+    return f"{matrix.name}_{'rows' if turned else 'columns'}"
 
 
 def _quantizable(value: ir.Value) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -19,7 +20,7 @@ from cambrian.runtime.torch import TorchSession
 from cambrian.testing import built, prepared
 from cambrian_onnx.exporter import OnnxExporter, OrtExporter
 from cambrian_onnx.fit import fitted
-from cambrian_onnx.operators import MIDDLE, StandardOperators
+from cambrian_onnx.operators import MIDDLE, Operators, OwnOperators, StandardOperators
 from cambrian_onnx.quantize import BLOCK, quantize, rounded
 from cambrian_onnx.runtime import _options, optimised
 
@@ -136,9 +137,35 @@ def test_onnx_runtime_makes_its_own_products_of_them(
         assert ours == own
 
 
-def test_what_is_not_worth_it_is_left_alone(tmp_path: Path) -> None:
-    import onnx_ir as ir
+@pytest.mark.parametrize("by_block", [True, False])
+@pytest.mark.parametrize("kind", [OwnOperators, StandardOperators])
+def test_a_matrix_may_be_read_often_and_either_way(kind: type[Operators], by_block: bool) -> None:
+    """A layer that is run twice, a decoder with its encoder's weights, a table that is a matrix."""
+    generator = np.random.default_rng(0)
+    weights = generator.standard_normal((BLOCK, BLOCK)).astype(np.float32) / BLOCK**0.5
+    ids = ir.val("ids", dtype=ir.DataType.INT64, shape=("rows",))
+    matrix = ir.val("w", const_value=ir.tensor(weights, name="w"))
+    turned = ir.node("Transpose", inputs=[matrix], attributes={"perm": [1, 0]})
+    nodes = [turned, *(ir.node("Gather", inputs=[matrix, ids]) for _ in range(2))]
+    nodes.append(ir.node("Add", inputs=[node.outputs[0] for node in nodes[1:]]))
+    for factor in (matrix, turned.outputs[0], matrix, turned.outputs[0]):
+        nodes.append(ir.node("MatMul", inputs=[nodes[-1].outputs[0], factor]))
+    result = nodes[-1].outputs[0]
+    result.type = ir.TensorType(ir.DataType.FLOAT)
+    domains = {"": 23, "com.microsoft": 1}
+    graph = ir.Graph(
+        [ids], [result], nodes=nodes, initializers=[matrix], opset_imports=domains, name="graph"
+    )
+    assert quantize(graph, kind(), by_block) == 6
+    proto = ir.to_proto(ir.Model(graph, ir_version=11))
+    given = np.arange(0, BLOCK, 9)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    found = session.run(None, {"ids": given})[0]
+    wanted = 2 * weights[given] @ weights @ weights.T @ weights @ weights.T
+    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
 
+
+def test_what_is_not_worth_it_is_left_alone(tmp_path: Path) -> None:
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=("rows", 8))
     small = ir.val("w", const_value=ir.tensor(np.ones((8, 8), np.float32), name="w"))
     node = ir.node("MatMul", inputs=[x, small])
