@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 # The models here are tiny: a second thread waits more than it works, and test processes run beside
 # each other. Processes that tests start inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Ctrl-C is among what is tested; what runs in a shell's background was told to ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
