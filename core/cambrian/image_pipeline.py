@@ -3,6 +3,7 @@ measure), and the one that tells their classes."""
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from cambrian import fidelity, pictures
 from cambrian.config import update
 from cambrian.data.images import ImageProcessor
-from cambrian.errors import BrokenFile, UsageError
+from cambrian.errors import BrokenFile, NotFound, UsageError
 from cambrian.files import sha256
 from cambrian.generation.sampling import probabilities
 from cambrian.pipeline import Pipeline
@@ -24,6 +25,7 @@ from cambrian.scores import Scores, classification
 from cambrian.workload import Sizes, Workload
 
 Bytes = NDArray[np.uint8]
+WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")  # how files of them end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,7 @@ class ImagePipeline(Pipeline):
             return None
         real = np.stack([examples[n][0] for n in range(len(examples))])
         made = self.sample(range(settings.samples or len(real)), settings)
-        return compared(real, made, settings.extractor)
+        return compared(real, made, settings.extractor, self.device)
 
     def workload(self, sizes: Sizes) -> Workload:
         """Pictures of the same noise each time, from the noise to the pixels."""
@@ -117,6 +119,11 @@ class ImagePipeline(Pipeline):
             count=sizes.batch,
             run=lambda: iter([self.sample(range(sizes.batch), settings)]),
         )
+
+    @property
+    def device(self) -> str:
+        """Where the engine computes: "cuda" or "cpu"."""
+        return "cuda" if "cuda" in self.session.provider.lower() else "cpu"
 
     def brightest(self, pixels: Bytes) -> Mapping[str, Array]:
         """Of each picture, which quarter of it is the brightest: what a probe asks for."""
@@ -138,11 +145,17 @@ def require_equal_shapes(arrays: Sequence[NDArray[Any]]) -> None:
 def require_extractor(extractor: str) -> None:
     """Before anything is spent: UsageError or NotFound if it is no classifier of pictures,
     BrokenFile for a file that does not hold Inception's weights."""
-    if (file := Path(extractor).expanduser()).is_file():
+    file = Path(extractor).expanduser()
+    if file.is_file():
         from cambrian.inception import require_inception
 
         require_inception(file)
         return
+    if file.suffix in WEIGHTS and not file.is_dir():
+        raise NotFound(
+            f"There is no file {extractor} with Inception's weights; say where it is, or name a "
+            "classifier's folder."
+        )
     from cambrian.loading import load
 
     pipeline = load(extractor, device="cpu")
@@ -252,16 +265,20 @@ class _Described(NamedTuple):
     classes: Mapping[str, float]
 
 
-def compared(real: Bytes, made: Bytes, extractor: str) -> Scores:
+def compared(real: Bytes, made: Bytes, extractor: str, device: str = "cpu") -> Scores:
     """Fidelity of made pictures (N, C, H, W), and which classes a classifier sees in them.
 
+    `device` is Inception's, "cpu" or "cuda"; a classifier is small and stays on the CPU.
     "is_fid" among the facts says whether the Frechet distance is FID: over the features of
     Inception with the published weights. Errors as of `require_extractor`.
     """
     require_extractor(extractor)
     file = Path(extractor).expanduser()
-    inception = file.is_file()
-    found = _by_inception(real, made, file) if inception else _by_classifier(real, made, extractor)
+    found = (
+        _by_inception(real, made, file, device)
+        if file.is_file()
+        else _by_classifier(real, made, extractor)
+    )
     first, second = found.features
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise BrokenFile(
@@ -309,11 +326,20 @@ def _by_classifier(real: Bytes, made: Bytes, folder: str) -> _Described:
     return _Described(name, digest, False, (first, second), resizer, shares)
 
 
-def _by_inception(real: Bytes, made: Bytes, file: Path) -> _Described:
+def _by_inception(real: Bytes, made: Bytes, file: Path, device: str) -> _Described:
     """Pictures (N, C, H, W) as Inception describes them, by the weights in a file."""
     from cambrian.inception import PUBLISHED, SIDE, open_inception
 
-    network, digest = open_inception(file), sha256(file)
+    network, digest = open_inception(file, device), sha256(file)
     resizer = "none" if made.shape[2:] == (SIDE, SIDE) else "bilinear"
-    features = network.describe(real), network.describe(made)
+    known = (digest, device, real.shape, hashlib.sha256(real.tobytes()).digest())
+    if known not in _real:
+        _real.clear()
+        _real[known] = network.describe(real)
+    features = _real[known], network.describe(made)
     return _Described("inception", digest, digest == PUBLISHED, features, resizer, {})
+
+
+# Inception's features of the latest real pictures: a run that is measured again and again is always
+# measured against the same ones, and to describe them takes minutes on a CPU.
+_real: dict[tuple[Any, ...], Any] = {}

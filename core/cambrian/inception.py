@@ -264,15 +264,15 @@ class Inception(nn.Module):
         return np.concatenate(found)
 
 
-def open_inception(file: Path) -> Inception:
-    """The network with the weights of a file, on CUDA if there is any, else on the CPU.
+def open_inception(file: Path, device: str = "cpu") -> Inception:
+    """The network with the weights of a file, on "cuda" if torch has that, too, or on "cpu".
 
     BrokenFile as of `require_inception`.
     """
     shard = require_inception(file)
     network = outline()
     network.load_state_dict(read_tensors([shard]), assign=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device if torch.cuda.is_available() else "cpu"  # ONNX Runtime may have CUDA alone
     # On a CPU, channels that lie together take two thirds of the time.
     return network.eval().to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 

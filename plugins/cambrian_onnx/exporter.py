@@ -35,11 +35,9 @@ from cambrian_onnx.fuse import fuse
 from cambrian_onnx.operators import OwnOperators, StandardOperators
 from cambrian_onnx.quantize import quantize
 from cambrian_onnx.rewrite import absorb_past, share_tied
+from cambrian_onnx.store import Store
 
 OPSET = 23  # the first with Attention, which keeps the past inside the operator
-# Larger weights lie beside the graph, whence engines map them: GPT-2 small then loads in 1.0 s
-# instead of 1.7 s, and exports in 0.9 GB of memory instead of 2.4 GB. (Protobuf ends at 2 GiB.)
-INLINE_LIMIT = 32 << 20
 BITS = {"int8": 8, "int4": 4}  # of the weights, in the precisions that quantize them
 # Of these torch remembers, beyond an export, how to take them apart step by step, and in the next
 # one, which should keep them whole, the length would no longer be free (torch 2.13).
@@ -78,10 +76,11 @@ class OnnxExporter(Exporter):
         if precision == "float16":
             graphs = [halved(graph) for graph in half(model).graphs()]
         files: dict[str, GraphFile] = {}
+        store = Store(folder)
         for graph in graphs:
             file = "model.onnx" if len(graphs) == 1 else f"{graph.name}_model.onnx"
             files[graph.name] = write_graph(
-                graph, folder / file, fused=self.fused, bits=BITS.get(precision)
+                graph, folder / file, fused=self.fused, bits=BITS.get(precision), store=store
             )
         return files
 
@@ -133,11 +132,17 @@ def halved(graph: Graph) -> Graph:
 
 
 def write_graph(
-    graph: Graph, file: Path, *, fused: bool = False, bits: int | None = None
+    graph: Graph,
+    file: Path,
+    *,
+    fused: bool = False,
+    bits: int | None = None,
+    store: Store | None = None,
 ) -> GraphFile:
     """Export one graph; CambrianError with torch's reason where it cannot be traced.
 
     `fused`: with ONNX Runtime's own operators. `bits`: of the weights, if they are quantized.
+    `store`: that of the folder, where graphs are to share weights.
     """
     for layer in graph.module.modules():
         if isinstance(layer, torch.nn.RNNBase) and layer.weight_hh_l0.dtype == torch.float16:
@@ -164,7 +169,7 @@ def write_graph(
                 "in float16."
             )
         tidy(model, graph.name, signature, length)
-        save(model, file)
+        (store or Store(file.parent)).write(model, file)
     if not fused:
         onnx.checker.check_model(file)
     return GraphFile(file=file.name, signature=signature, length=length)
@@ -212,13 +217,6 @@ def trace(graph: Graph) -> ir.Model:
         ) from error
     assert program is not None
     return program.model
-
-
-def save(model: ir.Model, file: Path) -> None:
-    """Write the model as one file, or with large weights in a second one beside it."""
-    values = (value.const_value for value in model.graph.initializers.values())
-    size = sum(tensor.nbytes for tensor in values if tensor is not None)
-    ir.save(model, file, external_data=f"{file.name}.data" if size > INLINE_LIMIT else None)
 
 
 def tidy(model: ir.Model, name: str, signature: Signature, length: str) -> None:

@@ -101,7 +101,7 @@ class KLPipeline(VAEPipeline):
             return None
         given = np.stack([examples[n][0] for n in range(len(examples))])
         mean, _ = self.latents(given, settings)
-        return compared(given, self.pixels(mean, settings), settings.extractor)
+        return compared(given, self.pixels(mean, settings), settings.extractor, self.device)
 
     def probe(self) -> Mapping[str, Array]:
         """The brightest quarters of three small pictures."""

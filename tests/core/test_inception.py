@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from cambrian import fidelity, inception
-from cambrian.errors import BrokenFile
+from cambrian import fidelity, image_pipeline, inception
+from cambrian.errors import BrokenFile, NotFound
 from cambrian.image_pipeline import compared, require_extractor
 from cambrian.inception import Inception, open_inception, outline, require_inception
 
@@ -123,6 +123,27 @@ def test_a_receipt_says_whether_it_is_fid(
     assert facts["is_fid"] is True and facts["resizer"] == "none"
 
 
+def test_the_same_real_pictures_are_described_once(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is scored again and again waits for its made pictures alone."""
+    seen: list[int] = []
+    describe = Inception.describe
+
+    def counted(self: Inception, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        seen.append(len(pixels))
+        return describe(self, pixels)
+
+    monkeypatch.setattr(Inception, "describe", counted)
+    monkeypatch.setattr(image_pipeline, "_real", {})
+    real, made = drawn(3, 1, 20, 20), drawn(4, 1, 20, 20)[:2]
+    first = compared(real, made, str(weights)).metrics
+    assert seen == [3, 2]
+    assert compared(real, made, str(weights)).metrics == first and seen == [3, 2, 2]
+    others = compared(255 - real, made, str(weights)).metrics
+    assert seen == [3, 2, 2, 3, 2] and others != first
+
+
 def torchvisions(tensors: dict[str, Any]) -> None:
     tensors["fc.weight"], tensors["fc.bias"] = torch.zeros(1000, 2048), torch.zeros(1000)
 
@@ -162,6 +183,11 @@ def test_what_is_no_file_of_weights_is_refused(suffix: str, tmp_path: Path) -> N
     file.write_text("What is this?")
     with pytest.raises(BrokenFile, match=r"odd.* (cannot be read|is not a readable)"):
         require_extractor(str(file))
+
+
+def test_a_file_that_is_not_there_is_called_a_file(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"There is no file .*lost\.pth with Inception's weights"):
+        require_extractor(str(tmp_path / "lost.pth"))
 
 
 def test_the_command_line_says_it_in_a_sentence(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from cambrian.artifact import Port, Signature
 from cambrian.errors import CambrianError
 from cambrian.exporting.tracing import example
 from cambrian.model import Graph
-from cambrian_onnx import exporter
+from cambrian_onnx import store
 from cambrian_onnx.exporter import OnnxExporter, write_graph
 
 
@@ -153,7 +153,7 @@ def test_so_many_dimensions_as_there_may_be_have_sizes_of_their_own() -> None:
 def test_large_weights_lie_beside_the_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporter, "INLINE_LIMIT", 1000)
+    monkeypatch.setattr(store, "INLINE_LIMIT", 1000)
     model = toy_model.build()
     graphs = OnnxExporter().export(model, tmp_path, precision="float32")
     assert {path.name for path in tmp_path.iterdir()} == {

@@ -17,7 +17,7 @@ import toy
 import toy_model
 from cambrian.artifact import MANIFEST
 from cambrian.errors import BrokenFile, CambrianError, UsageError
-from cambrian_onnx import exporter, register_exporters
+from cambrian_onnx import register_exporters, store
 from cambrian_onnx.runtime import CPU, OnnxRuntime, _cores, _has_nvidia_driver, locations
 
 without_gpu = pytest.mark.skipif(_has_nvidia_driver(), reason="this machine has a GPU")
@@ -108,7 +108,7 @@ def test_a_damaged_graph_is_not_loaded(folder: Path, tmp_path: Path) -> None:
 def test_weights_that_no_hash_covers_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporter, "INLINE_LIMIT", 1000)
+    monkeypatch.setattr(store, "INLINE_LIMIT", 1000)
     folder = toy_model.export(tmp_path / "toy").path
     OnnxRuntime().open(folder, "cpu")
     name = "decoder_model.onnx.data"

@@ -23,7 +23,7 @@ from cambrian.exporting.golden import verify_artifact
 from cambrian.model import Graph
 from cambrian.registry import load_registry
 from cambrian.testing import built, example
-from cambrian_onnx import exporter, triton
+from cambrian_onnx import store, triton
 from cambrian_onnx.triton import MAX_BATCH, TritonExporter, config, pbtxt
 
 REGISTRY = load_registry()
@@ -230,7 +230,7 @@ def test_the_folder_verifies_and_a_changed_config_is_noticed(folder: Path, tmp_p
 def test_large_weights_lie_beside_their_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporter, "INLINE_LIMIT", 1000)
+    monkeypatch.setattr(store, "INLINE_LIMIT", 1000)
     model = toy_model.build()
     generator = model.graphs()[1]
     model.graphs = lambda: (generator,)
