@@ -28,7 +28,7 @@ from cambrian_onnx import register_exporters
 from cambrian_onnx.buffers import ROOM, Buffers, reserve, take
 from cambrian_onnx.exporter import OrtExporter
 from cambrian_onnx.operators import MIDDLE
-from cambrian_onnx.quantize import BLOCK, blocks, columns
+from cambrian_onnx.quantize import BLOCK, LONG, blocks, columns
 
 ORT = next(spec for spec in register_exporters() if spec.name == "onnx-ort")
 
@@ -159,15 +159,17 @@ def test_taken_rows_are_in_buffers_of_their_own() -> None:
     assert take({}, np.array([0]), "cpu") == {}
 
 
-@pytest.mark.parametrize("width", [BLOCK, 2 * BLOCK, BLOCK - 28])
-def test_bytes_are_within_half_a_step_of_the_weights(width: int) -> None:
+@pytest.mark.parametrize(
+    ("width", "size"), [(BLOCK, BLOCK), (2 * LONG, LONG), (3 * BLOCK, BLOCK), (BLOCK - 28, BLOCK)]
+)
+def test_bytes_are_within_half_a_step_of_the_weights(width: int, size: int) -> None:
     matrix = np.random.default_rng(0).standard_normal((5, width)).astype(np.float32)
     matrix[2] = 0
     data, scales = blocks(matrix)
     back = ((data.astype(np.float32) - MIDDLE) * scales[..., None]).reshape(5, -1)
-    assert data.dtype == np.uint8
+    assert data.dtype == np.uint8 and data.shape == (5, -(-width // size), size)
     assert (back[:, width:] == 0).all()
-    steps = np.repeat(scales, BLOCK, axis=1)[:, :width]
+    steps = np.repeat(scales, size, axis=1)[:, :width]
     assert (np.abs(back[:, :width] - matrix) <= steps / 2 + 1e-7).all()
     signed, factors = columns(matrix.T)
     assert (np.abs(signed * factors - matrix.T) <= factors / 2 + 1e-7).all()
