@@ -17,6 +17,7 @@ from cambrian.errors import UsageError
 from cambrian.hub import Report
 from cambrian.hub.snapshot import silent
 from cambrian.loading import checkpoint_in, folder_for, load, make_pipeline
+from cambrian.progress import Progress, told, untold
 from cambrian.registry import load_registry
 from cambrian.runs import RECIPE, TRAIN, Wishes, absolute
 
@@ -37,20 +38,23 @@ def evaluate(
     settings: Sequence[str] | Changes = (),
     device: str = "auto",
     fetching: Report = silent,
+    progress: Progress = untold,
     **options: Any,
 ) -> Scores:
     """Measure a model on held-out data: what `data` names, whole, or else the held-out part of
     the data that the checkpoint's run, or its recipe, names.
 
     A checkpoint is measured by its losses and by its task's own figures (accuracy, BLEU); an
-    exported folder, on its engine, by the latter. `options` are the pipeline's.
+    exported folder, on its engine, by the latter. `options` are the pipeline's; `progress` is told
+    how far the measuring is.
     """
     registry = load_registry()
     resolved = registry.resolve(str(target))
     folder = folder_for(resolved, registry, str(target), fetching)
     if not (folder / MANIFEST).is_file():
         checkpoint = checkpoint_in(resolved, registry, folder)
-        return evaluate_checkpoint(checkpoint, data, settings, device, options)
+        prepared = held_out(checkpoint, checkpoint.processor(), data, settings)
+        return evaluate_checkpoint(checkpoint, prepared, device, progress, options)
     if not data:
         raise UsageError("An exported folder knows no data; name some with --data.")
     spec = registry.pick("architecture", Artifact.open(folder).manifest.architecture)
@@ -58,6 +62,7 @@ def evaluate(
     config, recipe = measured_on(opened.config, spec.recipe, data, settings)
     prepared = spec.data.load()(config, recipe, processor=opened.processor, evaluate_only=True)
     pipeline = make_pipeline(spec, prepared.config, folder, opened.processor, opened.session)
+    pipeline.progress = progress
     scores = figures(pipeline, prepared, options)
     if scores is None:
         raise UsageError(
@@ -68,9 +73,9 @@ def evaluate(
 
 def evaluate_checkpoint(
     checkpoint: Checkpoint,
-    data: Sequence[str],
-    settings: Sequence[str] | Changes,
+    prepared: Prepared,
     device: str,
+    progress: Progress,
     options: Mapping[str, Any],
 ) -> Scores:
     """The losses over all held-out batches, and the figures of the model's pipeline."""
@@ -78,19 +83,24 @@ def evaluate_checkpoint(
     from cambrian.scores import Scores
     from cambrian.training.loop import mean_metrics, to_device
 
-    spec, processor = checkpoint.spec, checkpoint.processor()
-    prepared = held_out(checkpoint, processor, data, settings)
+    spec = checkpoint.spec
     validation, examples = prepared.validation, prepared.examples
     model = replace(checkpoint, config=prepared.config).model()
     session = TorchSession(model, device)
     metrics: dict[str, float] = {}
     if validation is not None:
-        batches = (to_device(validation.batch(i), session.device) for i in range(len(validation)))
+        batches = (
+            to_device(validation.batch(i), session.device)
+            for i in told(range(len(validation)), "batches", progress)
+        )
         metrics = mean_metrics(model, batches)
         model.eval()
     scores = None
     if examples:
-        pipeline = make_pipeline(spec, prepared.config, checkpoint.path, processor, session)
+        pipeline = make_pipeline(
+            spec, prepared.config, checkpoint.path, prepared.processor, session
+        )
+        pipeline.progress = progress
         scores = pipeline.score(examples, **{**prepared.scoring, **options})
     elif options:
         raise UsageError(f"Evaluating {spec.name} takes no options; it gives the loss alone.")
@@ -209,7 +219,8 @@ def figures(
         return pipeline.score(examples, **{**prepared.scoring, **options})
     batches = prepared.validation
     total, count = 0.0, 0
-    for number in range(min(len(batches), most or len(batches)) if batches is not None else 0):
+    numbers = range(min(len(batches), most or len(batches)) if batches is not None else 0)
+    for number in told(numbers, "batches", pipeline.progress):
         assert batches is not None
         found = pipeline.likelihood(batches.batch(number))
         if found is None:

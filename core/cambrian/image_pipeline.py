@@ -20,6 +20,7 @@ from cambrian.errors import BrokenFile, NotFound, UsageError
 from cambrian.files import sha256
 from cambrian.generation.sampling import probabilities
 from cambrian.pipeline import Pipeline
+from cambrian.progress import Progress, told, untold
 from cambrian.runtime import Array
 from cambrian.scores import Scores, classification
 from cambrian.workload import Sizes, Workload
@@ -109,7 +110,7 @@ class ImagePipeline(Pipeline):
             return None
         real = np.stack([examples[n][0] for n in range(len(examples))])
         made = self.sample(range(settings.samples or len(real)), settings)
-        return compared(real, made, settings.extractor, self.device)
+        return compared(real, made, settings.extractor, self.device, self.progress)
 
     def workload(self, sizes: Sizes) -> Workload:
         """Pictures of the same noise each time, from the noise to the pixels."""
@@ -214,9 +215,10 @@ class ImageClassification(Pipeline):
     def compute(self, pixels: Bytes, batch_size: int = 64) -> tuple[Any, Any]:
         """Logits (N, K) and features (N, F) of pictures (N, C, H, W) uint8."""
         dtype = self.session.signatures["model"].inputs[0].dtype
+        parts = np.split(pixels, range(batch_size, len(pixels), batch_size))
         found = [
             self.session.run("model", {"pixel_values": self.processor.normalize(part, dtype)})[0]
-            for part in np.split(pixels, range(batch_size, len(pixels), batch_size))
+            for part in told(parts, "batches of pictures", self.progress)
         ]
         logits, features = (
             np.concatenate([each[name] for each in found]) for name in ("logits", "features")
@@ -265,7 +267,13 @@ class _Described(NamedTuple):
     classes: Mapping[str, float]
 
 
-def compared(real: Bytes, made: Bytes, extractor: str, device: str = "cpu") -> Scores:
+def compared(
+    real: Bytes,
+    made: Bytes,
+    extractor: str,
+    device: str = "cpu",
+    progress: Progress = untold,
+) -> Scores:
     """Fidelity of made pictures (N, C, H, W), and which classes a classifier sees in them.
 
     `device` is Inception's, "cpu" or "cuda"; a classifier is small and stays on the CPU.
@@ -275,9 +283,9 @@ def compared(real: Bytes, made: Bytes, extractor: str, device: str = "cpu") -> S
     require_extractor(extractor)
     file = Path(extractor).expanduser()
     found = (
-        _by_inception(real, made, file, device)
+        _by_inception(real, made, file, device, progress)
         if file.is_file()
-        else _by_classifier(real, made, extractor)
+        else _by_classifier(real, made, extractor, progress)
     )
     first, second = found.features
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
@@ -305,11 +313,12 @@ def compared(real: Bytes, made: Bytes, extractor: str, device: str = "cpu") -> S
     return Scores(metrics, facts=facts)
 
 
-def _by_classifier(real: Bytes, made: Bytes, folder: str) -> _Described:
+def _by_classifier(real: Bytes, made: Bytes, folder: str, progress: Progress) -> _Described:
     """Pictures (N, C, H, W) as a classifier's folder describes them."""
     from cambrian.loading import load, weights_of
 
     pipeline: Any = load(folder, device="cpu")
+    pipeline.progress = progress
     try:
         fit = pipeline.processor.fit
         sides = [
@@ -326,7 +335,9 @@ def _by_classifier(real: Bytes, made: Bytes, folder: str) -> _Described:
     return _Described(name, digest, False, (first, second), resizer, shares)
 
 
-def _by_inception(real: Bytes, made: Bytes, file: Path, device: str) -> _Described:
+def _by_inception(
+    real: Bytes, made: Bytes, file: Path, device: str, progress: Progress
+) -> _Described:
     """Pictures (N, C, H, W) as Inception describes them, by the weights in a file."""
     from cambrian.inception import PUBLISHED, SIDE, open_inception
 
@@ -335,8 +346,8 @@ def _by_inception(real: Bytes, made: Bytes, file: Path, device: str) -> _Describ
     known = (digest, device, real.shape, hashlib.sha256(real.tobytes()).digest())
     if known not in _real:
         _real.clear()
-        _real[known] = network.describe(real)
-    features = _real[known], network.describe(made)
+        _real[known] = network.describe(real, progress)
+    features = _real[known], network.describe(made, progress)
     return _Described("inception", digest, digest == PUBLISHED, features, resizer, {})
 
 

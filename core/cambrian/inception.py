@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from cambrian.checkpoint import Shard, read_outlines, read_tensors
 from cambrian.errors import BrokenFile, listed
+from cambrian.progress import Progress, told, untold
 from cambrian.torch_files import converted
 from cambrian.weight_files import header
 
@@ -255,11 +256,14 @@ class Inception(nn.Module):
         return x.mean((2, 3))
 
     @torch.inference_mode()
-    def describe(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def describe(
+        self, pixels: NDArray[np.uint8], progress: Progress = untold
+    ) -> NDArray[np.float32]:
         """Features (N, 2048) of pictures (N, C, H, W), a few at a time."""
+        parts = np.split(pixels, range(BATCH, len(pixels), BATCH))
         found = [
             self(torch.tensor(part, device=self.fc.weight.device)).cpu().numpy()
-            for part in np.split(pixels, range(BATCH, len(pixels), BATCH))
+            for part in told(parts, "batches of pictures", progress)
         ]
         return np.concatenate(found)
 

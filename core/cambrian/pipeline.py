@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cambrian.data import Arrays, Processor
+from cambrian.progress import Progress, untold
 from cambrian.runtime import Array, Session
 from cambrian.workload import Sizes, Workload
 
@@ -27,6 +28,7 @@ class Pipeline(ABC):
     suffixes: how names of files end that `encode` can fill; empty where it fills any.
     tolerated: by how much each figure that tells the task's quality (of `score`, or "loss") may
         change where weights are rounded; the sign says which way is worse.
+    progress: is told how far long work is; by default nobody's.
     """
 
     options: ClassVar[type[Any]]
@@ -42,6 +44,7 @@ class Pipeline(ABC):
         self.processor = processor
         self.config = config
         self.defaults = self.options() if defaults is None else defaults
+        self.progress: Progress = untold
 
     @classmethod
     def default_options(cls, config: Any) -> Any:

@@ -18,6 +18,7 @@ from cambrian.data.rows import Ragged, padded
 from cambrian.errors import UsageError
 from cambrian.generation.sampling import probabilities, surprise
 from cambrian.pipeline import Pipeline
+from cambrian.progress import told
 from cambrian.runtime import Array
 from cambrian.workload import EncoderSizes, Workload, random_ids
 from cambrian_bert.config import BertConfig
@@ -69,7 +70,8 @@ class EncoderPipeline(Pipeline):
         """
         [output] = self.session.signatures["model"].outputs
         order = np.argsort(rows.lengths, kind="stable")
-        for chosen in np.split(order, range(batch_size, len(order), batch_size)):
+        batches = np.split(order, range(batch_size, len(order), batch_size))
+        for chosen in told(batches, "batches of texts", self.progress):
             ids = padded([rows[n] for n in chosen], self.config.pad_token_id)
             lengths = rows.lengths[chosen]
             mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)

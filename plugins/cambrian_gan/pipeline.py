@@ -13,6 +13,7 @@ from cambrian import pictures
 from cambrian.config import update
 from cambrian.errors import UsageError, nearest
 from cambrian.image_pipeline import Bytes, ImageOptions, ImagePipeline
+from cambrian.progress import told
 from cambrian.runtime import Array
 from cambrian.scores import Scores
 from cambrian_gan.config import GANConfig
@@ -73,7 +74,8 @@ class GANPipeline(ImagePipeline):
         """Pictures (N, C, H, W) of noise (N, Z) and classes (N,)."""
         dtype = self.session.signatures["generator"].inputs[0].dtype
         found: list[Array] = []
-        for start in range(0, len(latents), batch_size):
+        starts = range(0, len(latents), batch_size)
+        for start in told(starts, "batches of pictures made", self.progress):
             rows = slice(start, start + batch_size)
             inputs: dict[str, Array] = {"latents": latents[rows].astype(dtype)}
             if labels is not None:

@@ -1,9 +1,10 @@
 """Weights in 8 bits or 4: of products, and of the tables whose rows are looked up.
 
-A graph that is run token by token multiplies by blocks: a scale for every 256 weights of a column,
-or for 128 where these divide it better; each row's activations are rounded for themselves. One that sees all tokens at once multiplies
-whole: a scale for each column and one for all activations of a call, so that rows of a batch can
-touch each other's last bits; that is twice as fast there. Which operators say so: `operators`.
+A graph that is run token by token multiplies by blocks: a scale for every 256 weights of a column
+(128 where columns are no multiple of that); each row's activations are rounded for themselves. One
+that sees all tokens at once multiplies whole: a scale for each column and one for all activations
+of a call, so that rows of a batch can touch each other's last bits; that is twice as fast there.
+Which operators say so: `operators`.
 Nothing is rounded to 4 bits here: they hold what lies on a grid of 16 steps already (see `fit`).
 """
 

@@ -154,10 +154,12 @@ class Text2Text(Pipeline):
         order = sorted(range(len(examples)), key=lambda n: len(str(examples[n][0])))
         found = [""] * len(examples)
         for start in range(0, len(order), ROWS):
+            self.progress("texts", start, len(order))
             chosen = order[start : start + ROWS]
             results = self([examples[n][0] for n in chosen], **options)
             for n, result in zip(chosen, results, strict=True):
                 found[n] = result["text"]
+        self.progress("texts", len(order), len(order))
         return compare(found, [expected for _, expected in examples])
 
     def _encode(self, texts: Sequence[Any]) -> list[list[int]]:

@@ -18,6 +18,7 @@ from cambrian.image_pipeline import (
     ImagePipeline,
     require_equal_shapes,
 )
+from cambrian.progress import told
 from cambrian.runtime import Array
 from cambrian.scores import Scores
 from cambrian_vae.config import VAEConfig
@@ -76,11 +77,12 @@ class VAEPipeline(ImagePipeline):
     def latents(self, pixels: Bytes, settings: VAEOptions) -> tuple[Floats, Floats]:
         """Mean and log variance (N, L) of pictures (N, C, H, W)."""
         dtype = self.session.signatures["encoder"].inputs[0].dtype
+        size = settings.batch_size
+        parts = np.split(pixels, range(size, len(pixels), size))
         found = [
             self.session.run("encoder", {"pixel_values": self.processor.normalize(part, dtype)})[0]
-            for part in np.split(pixels, range(settings.batch_size, len(pixels),
-                                               settings.batch_size))
-        ]  # fmt: skip
+            for part in told(parts, "batches of pictures read", self.progress)
+        ]
         mean, logvar = (np.concatenate([each[name] for each in found])
                         for name in ("mean", "logvar"))  # fmt: skip
         return mean.astype(np.float32), logvar.astype(np.float32)
@@ -88,11 +90,12 @@ class VAEPipeline(ImagePipeline):
     def pixels(self, latents: Floats, settings: VAEOptions) -> Bytes:
         """Pictures (N, C, H, W) of latents."""
         [port] = self.session.signatures["decoder"].inputs
+        size = settings.batch_size
+        parts = np.split(latents, range(size, len(latents), size))
         found = [
             self.session.run("decoder", {"latents": part.astype(port.dtype)})[0]["pixel_values"]
-            for part in np.split(latents, range(settings.batch_size, len(latents),
-                                                settings.batch_size))
-        ]  # fmt: skip
+            for part in told(parts, "batches of pictures made", self.progress)
+        ]
         return self.processor.denormalize(np.concatenate(found))
 
     def sample(self, numbers: Sequence[int], settings: Any) -> Bytes:

@@ -130,9 +130,9 @@ def test_the_same_real_pictures_are_described_once(
     seen: list[int] = []
     describe = Inception.describe
 
-    def counted(self: Inception, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def counted(self: Inception, pixels: NDArray[np.uint8], *others: Any) -> NDArray[np.float32]:
         seen.append(len(pixels))
-        return describe(self, pixels)
+        return describe(self, pixels, *others)
 
     monkeypatch.setattr(Inception, "describe", counted)
     monkeypatch.setattr(image_pipeline, "_real", {})

@@ -287,6 +287,26 @@ def test_pictures_are_measured_by_an_extractor(name: str, zoo: Path) -> None:
     assert ("active_units" in found.metrics) == (name == "vae")
 
 
+def test_whoever_waits_for_a_measure_is_told_how_far_it_is(zoo: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        told.append((what, done, total))
+
+    api.evaluate(zoo / "vae", extractor=str(zoo / "cnn"), samples=130, progress=progress)
+    kinds = (
+        "batches",
+        "batches of pictures read",
+        "batches of pictures made",
+        "batches of pictures",
+    )
+    assert [*dict.fromkeys(what for what, _, _ in told)] == [*kinds]
+    made = [(done, total) for what, done, total in told if what == "batches of pictures made"]
+    assert made == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    seen = [(done, total) for what, done, total in told if what == "batches of pictures"]
+    assert [total for done, total in seen if done == total] == [seen[0][1], 3]  # real and made ones
+
+
 def test_the_measures_are_of_the_extractors_features(zoo: Path) -> None:
     """By the classifier itself, of the data set's pictures and of those that `run` makes."""
     import torch

@@ -78,7 +78,9 @@ def fed(graph: onnx.GraphProto, rows: int = 2, length: int = 5) -> dict[str, np.
     return {value.name: arrays[value.name] for value in graph.input}
 
 
-@pytest.mark.parametrize(("width", "precision"), [(128, "int8"), (80, "int8"), (256, "int8"), (128, "int4")])
+@pytest.mark.parametrize(
+    ("width", "precision"), [(128, "int8"), (80, "int8"), (256, "int8"), (128, "int4")]
+)
 def test_any_engine_computes_what_the_rounded_weights_say(
     width: int, precision: str, tmp_path: Path
 ) -> None:

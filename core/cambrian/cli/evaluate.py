@@ -25,6 +25,7 @@ RESERVED = {
     "device",
     "examples",
     "fetching",
+    "progress",
 }  # parameters of the calls below
 
 
@@ -68,7 +69,7 @@ def evaluate(
       cambrian eval runs/reviews --picture confusion.svg
     """
     from cambrian import api
-    from cambrian.cli.progress import Downloads, say
+    from cambrian.cli.progress import Counted, Downloads, say
     from cambrian.scores import require_picture
 
     given = dict(map(parse_assignment, options or ()))
@@ -76,23 +77,25 @@ def evaluate(
         raise UsageError(f"--option {clash[0]} is no option of a task; see cambrian eval --help.")
     if picture is not None:
         require_picture(picture)
-    with Downloads() as downloads:
+    with Downloads() as downloads, Counted(before=downloads) as counted:
         scores = api.evaluate(
             name,
             data=data or (),
             settings=settings or (),
             device=device,
             fetching=downloads.report,
+            progress=counted.report,
             **given,
         )
     if as_json:
         confusion = {} if scores.confusion is None else {"confusion": asdict(scores.confusion)}
         print(json.dumps({**scores.metrics, **confusion, **scores.facts}))
     else:
+        width = max(19, *map(len, scores.metrics), *map(len, scores.facts))
         for key, value in scores.metrics.items():
-            print(f"{key:<19} {value:.4f}")
+            print(f"{key:<{width}} {value:.4f}")
         for key, value in scores.facts.items():
-            print(f"{key:<19} {value}")
+            print(f"{key:<{width}} {value}")
         if scores.confusion is not None:
             print()
             text.table(*table(scores.confusion))

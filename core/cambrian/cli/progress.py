@@ -146,6 +146,40 @@ def say(line: str) -> None:
     print(text.visible(line), file=sys.stderr, flush=True)
 
 
+class Counted(Display):
+    """Shows how far counted work is, once there is some, in the place of another display."""
+
+    def __init__(self, before: Display) -> None:
+        self.before = before
+        self.console = before.console
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self.task: TaskID | None = None
+        self.said = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """Show that so many of `total` are done, of what there may be several kinds in turn."""
+        what = text.visible(what)
+        if self.task is None:
+            self.before.bar.stop()
+            self.bar.start()
+            self.task = self.bar.add_task(what, total=total)
+        self.bar.update(self.task, description=what, completed=done, total=total)
+        if not self.console.is_terminal and time.monotonic() - self.said >= QUIET_SECONDS:
+            self.said = time.monotonic()
+            self.say(f"{what}: {done} of {total}")
+
+
 class Downloads(Display):
     """Shows what comes from the Hub (or what else is done to files), all of them together, and what
     is worth knowing of it."""
