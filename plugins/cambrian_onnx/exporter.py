@@ -34,7 +34,7 @@ from cambrian_onnx.fit import fit
 from cambrian_onnx.fuse import fuse
 from cambrian_onnx.operators import OwnOperators, StandardOperators
 from cambrian_onnx.quantize import quantize
-from cambrian_onnx.rewrite import absorb_past, share_tied
+from cambrian_onnx.rewrite import absorb_past, relu_as_max, share_tied
 from cambrian_onnx.store import Store
 
 OPSET = 23  # the first with Attention, which keeps the past inside the operator
@@ -168,6 +168,8 @@ def write_graph(
                 f"Graph '{graph.name}' multiplies by no matrix that is worth quantizing; export it "
                 "in float16."
             )
+        if bits and by_block and not fused:
+            relu_as_max(body)
         tidy(model, graph.name, signature, length)
         (store or Store(file.parent)).write(model, file)
     if not fused:
