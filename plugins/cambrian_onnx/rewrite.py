@@ -80,9 +80,9 @@ def share_tied(graph: ir.Graph, parameters: Set[str]) -> int:
 
 
 def relu_as_max(graph: ir.Graph) -> int:
-    """Write max(x, 0) for Relu(x). ONNX Runtime (1.31) takes a Relu behind a product with weights in
-    bytes for a part of it, and then does not make the product its own: T5 wrote at a third of the
-    speed. Returns how many were changed."""
+    """Write max(x, 0) for Relu(x). ONNX Runtime (1.31) takes a Relu behind a product with weights
+    in bytes for a part of it, and then does not make the product its own: T5 wrote at a third of
+    the speed. Returns how many were changed."""
     found = [node for node in graph if node.op_type == "Relu"]
     if found:
         zero = ir.val("zero", const_value=ir.tensor(np.zeros((), np.float32), name="zero"))
