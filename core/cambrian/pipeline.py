@@ -35,6 +35,7 @@ class Pipeline(ABC):
     inputless: ClassVar[bool] = False
     suffixes: ClassVar[tuple[str, ...]] = ()
     tolerated: ClassVar[Mapping[str, float]] = MappingProxyType({})
+    progress: Progress = staticmethod(untold)
 
     def __init__(
         self, session: Session, processor: Processor, config: Any, defaults: Any | None = None
@@ -44,7 +45,6 @@ class Pipeline(ABC):
         self.processor = processor
         self.config = config
         self.defaults = self.options() if defaults is None else defaults
-        self.progress: Progress = untold
 
     @classmethod
     def default_options(cls, config: Any) -> Any:
