@@ -271,12 +271,13 @@ def compared(
     real: Bytes,
     made: Bytes,
     extractor: str,
-    device: str = "cpu",
+    device: str = "auto",
     progress: Progress = untold,
 ) -> Scores:
     """Fidelity of made pictures (N, C, H, W), and which classes a classifier sees in them.
 
-    `device` is Inception's, "cpu" or "cuda"; a classifier is small and stays on the CPU.
+    `device` is Inception's, "cpu" or, where there is CUDA, "auto" or "cuda"; a classifier is small
+    and stays on the CPU.
     "is_fid" among the facts says whether the Frechet distance is FID: over the features of
     Inception with the published weights. Errors as of `require_extractor`.
     """
@@ -344,10 +345,12 @@ def _by_inception(
     network, digest = open_inception(file, device), sha256(file)
     resizer = "none" if made.shape[2:] == (SIDE, SIDE) else "bilinear"
     known = (digest, device, real.shape, hashlib.sha256(real.tobytes()).digest())
-    if known not in _real:
+    described = _real.get(known)
+    if described is None:
+        described = network.describe(real, progress)
         _real.clear()
-        _real[known] = network.describe(real, progress)
-    features = _real[known], network.describe(made, progress)
+        _real[known] = described
+    features = described, network.describe(made, progress)
     return _Described("inception", digest, digest == PUBLISHED, features, resizer, {})
 
 

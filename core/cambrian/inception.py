@@ -268,15 +268,16 @@ class Inception(nn.Module):
         return np.concatenate(found)
 
 
-def open_inception(file: Path, device: str = "cpu") -> Inception:
-    """The network with the weights of a file, on "cuda" if torch has that, too, or on "cpu".
+def open_inception(file: Path, device: str = "auto") -> Inception:
+    """The network with the weights of a file, on CUDA if torch has that, unless "cpu" is asked for.
 
     BrokenFile as of `require_inception`.
     """
     shard = require_inception(file)
     network = outline()
     network.load_state_dict(read_tensors([shard]), assign=True)
-    device = device if torch.cuda.is_available() else "cpu"  # ONNX Runtime may have CUDA alone
+    # ONNX Runtime may have CUDA where torch has not.
+    device = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     # On a CPU, channels that lie together take two thirds of the time.
     return network.eval().to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 

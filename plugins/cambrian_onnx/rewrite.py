@@ -85,7 +85,15 @@ def relu_as_max(graph: ir.Graph) -> int:
     the speed. Returns how many were changed."""
     found = [node for node in graph if node.op_type == "Relu"]
     if found:
-        zero = ir.val("zero", const_value=ir.tensor(np.zeros((), np.float32), name="zero"))
+        named = [
+            *graph.inputs,
+            *graph.initializers.values(),
+            *(v for n in graph for v in n.outputs),
+        ]
+        name, taken = "zero", {value.name for value in named}
+        while name in taken:
+            name += "_"
+        zero = ir.val(name, const_value=ir.tensor(np.zeros((), np.float32), name=name))
         graph.register_initializer(zero)
         for node in found:
             new = ir.node("Max", inputs=[node.inputs[0], zero], name=node.name)

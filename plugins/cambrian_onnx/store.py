@@ -35,13 +35,14 @@ class Store:
         if sum(tensor.nbytes for tensor in tensors.values()) > INLINE_LIMIT:
             contents = {v: content(t) for v, t in tensors.items() if t.nbytes >= SHARED}
             fresh = [value for value in tensors if contents.get(value) not in self._held]
-            written = ir.external_data.convert_tensors_to_external(
-                [tensors[value] for value in fresh], self._folder, f"{file.name}.data"
-            )
-            for value, tensor in zip(fresh, written, strict=True):
-                value.const_value = tensor
-                if value in contents:
-                    self._held[contents[value]] = tensor
+            if fresh:
+                written = ir.external_data.convert_tensors_to_external(
+                    [tensors[value] for value in fresh], self._folder, f"{file.name}.data"
+                )
+                for value, tensor in zip(fresh, written, strict=True):
+                    value.const_value = tensor
+                    if value in contents:
+                        self._held[contents[value]] = tensor
             for value in tensors.keys() - {*fresh}:
                 value.const_value = named(self._held[contents[value]], value.name)
         ir.save(model, file)

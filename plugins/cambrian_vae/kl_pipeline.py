@@ -101,7 +101,8 @@ class KLPipeline(VAEPipeline):
             return None
         given = np.stack([examples[n][0] for n in range(len(examples))])
         mean, _ = self.latents(given, settings)
-        return compared(given, self.pixels(mean, settings), settings.extractor, self.device)
+        made = self.pixels(mean, settings)
+        return compared(given, made, settings.extractor, self.device, self.progress)
 
     def probe(self) -> Mapping[str, Array]:
         """The brightest quarters of three small pictures."""

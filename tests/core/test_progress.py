@@ -46,6 +46,19 @@ def test_a_bar_on_a_terminal_takes_the_place_of_the_other(
     assert "[/x] batches ]0;x" in said and "2/4" in said and "\x1b]" not in said
 
 
+def test_work_that_is_called_as_the_last_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when as many pictures are made as there are real ones."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Downloads() as downloads, Counted(downloads) as counted:
+        for done in range(5):
+            counted.report("pictures", done, 4)
+        [task] = counted.bar.tasks
+        assert task.finished
+        for done in range(3):
+            counted.report("pictures", done, 4)
+        assert not task.finished and task.time_remaining != 0
+
+
 def test_nothing_is_drawn_where_nothing_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     with Downloads() as downloads, Counted(downloads):
         pass

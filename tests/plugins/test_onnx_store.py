@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx.external_data_helper import ExternalDataInfo
 
@@ -69,11 +72,29 @@ def test_a_shared_file_that_is_lost_is_named(model: Path, tmp_path: Path) -> Non
 
 def test_other_numbers_are_other_weights() -> None:
     """Of the same bytes but another shape or type, too."""
-    import numpy as np
-    import onnx_ir as ir
-
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     others = [array + 1, array.reshape(4, 3), array.view(np.int32), array.T]
     assert store.content(ir.tensor(array)) == store.content(ir.tensor(array.copy()))
     found = {store.content(ir.tensor(each)) for each in [array, *others]}
     assert len(found) == 5
+
+
+def test_a_graph_that_has_nothing_of_its_own_leaves_no_empty_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "INLINE_LIMIT", 1000)
+    monkeypatch.setattr(store, "SHARED", 1000)
+    rows = np.arange(1024, dtype=np.float32)
+    folder = store.Store(tmp_path)
+    for name in ("one", "two"):
+        x = ir.val("x", dtype=ir.DataType.FLOAT, shape=(1024,))
+        weights = ir.val(f"{name}.w", const_value=ir.tensor(rows, name=f"{name}.w"))
+        add = ir.node("Add", inputs=[x, weights])
+        add.outputs[0].name = "y"
+        graph = ir.Graph(
+            [x], add.outputs, nodes=[add], initializers=[weights], opset_imports={"": 20}, name=name
+        )
+        folder.write(ir.Model(graph, ir_version=10), tmp_path / f"{name}.onnx")
+    assert {path.name for path in tmp_path.iterdir()} == {"one.onnx", "one.onnx.data", "two.onnx"}
+    [result] = onnxruntime.InferenceSession(tmp_path / "two.onnx").run(None, {"x": rows})
+    np.testing.assert_array_equal(result, 2 * rows)

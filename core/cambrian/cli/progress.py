@@ -174,6 +174,8 @@ class Counted(Display):
             self.before.bar.stop()
             self.bar.start()
             self.task = self.bar.add_task(what, total=total)
+        if done == 0:  # of work of its own, even if it is called as the last was
+            self.bar.reset(self.task)
         self.bar.update(self.task, description=what, completed=done, total=total)
         if not self.console.is_terminal and time.monotonic() - self.said >= QUIET_SECONDS:
             self.said = time.monotonic()
