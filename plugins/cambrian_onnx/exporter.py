@@ -33,8 +33,8 @@ from cambrian.runtime import Session
 from cambrian_onnx.fit import fit
 from cambrian_onnx.fuse import fuse
 from cambrian_onnx.operators import OwnOperators, StandardOperators
-from cambrian_onnx.quantize import quantize
-from cambrian_onnx.rewrite import absorb_past, relu_as_max, share_tied
+from cambrian_onnx.quantize import quantize, relu_as_max
+from cambrian_onnx.rewrite import absorb_past, share_tied
 from cambrian_onnx.store import Store
 
 OPSET = 23  # the first with Attention, which keeps the past inside the operator

@@ -55,6 +55,29 @@ def quantize(graph: ir.Graph, operators: Operators, by_block: bool, bits: int = 
     return changed
 
 
+def relu_as_max(graph: ir.Graph) -> int:
+    """Write max(x, 0) for Relu(x) behind a product. ONNX Runtime (1.31) takes that Relu for a part
+    of a product with weights in bytes, and then does not make the product its own: T5 wrote at a
+    third of the speed. Returns how many were changed."""
+    found = [n for n in graph if n.op_type == "Relu" and _producer(n.inputs[0]) == "MatMul"]
+    if not found:
+        return 0
+    nodes = (value for node in graph for value in node.outputs)
+    name, taken = "zero", {v.name for v in (*graph.inputs, *graph.initializers.values(), *nodes)}
+    while name in taken:
+        name += "_"
+    zero = constant(graph, name, np.zeros((), np.float32))
+    for node in found:
+        _replace(graph, node, [ir.node("Max", inputs=[node.inputs[0], zero])])
+    return len(found)
+
+
+def _producer(value: ir.Value | None) -> str:
+    """The kind of node that gives a value; "" for none."""
+    node = value.producer() if value is not None else None
+    return node.op_type if node is not None else ""
+
+
 def blocks(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows (N, K) as unsigned bytes (N, C, size of a block), padded with 0, and their scales
     (N, C).

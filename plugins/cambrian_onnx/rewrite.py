@@ -79,33 +79,6 @@ def share_tied(graph: ir.Graph, parameters: Set[str]) -> int:
     return changed
 
 
-def relu_as_max(graph: ir.Graph) -> int:
-    """Write max(x, 0) for Relu(x). ONNX Runtime (1.31) takes a Relu behind a product with weights
-    in bytes for a part of it, and then does not make the product its own: T5 wrote at a third of
-    the speed. Returns how many were changed."""
-    found = [node for node in graph if node.op_type == "Relu"]
-    if found:
-        named = [
-            *graph.inputs,
-            *graph.initializers.values(),
-            *(v for n in graph for v in n.outputs),
-        ]
-        name, taken = "zero", {value.name for value in named}
-        while name in taken:
-            name += "_"
-        zero = ir.val(name, const_value=ir.tensor(np.zeros((), np.float32), name=name))
-        graph.register_initializer(zero)
-        for node in found:
-            new = ir.node("Max", inputs=[node.inputs[0], zero], name=node.name)
-            graph.insert_before(node, new)
-            old, made = node.outputs[0], new.outputs[0]
-            made.shape, made.type = old.shape, old.type
-            made.name, old.name = old.name, f"{old.name}_old"
-            ir.convenience.replace_all_uses_with(old, made, replace_graph_outputs=True)
-            graph.remove(node, safe=True)
-    return len(found)
-
-
 def _twin(copy: ir.Value, matrices: dict[str, ir.Value], parameters: Set[str]) -> ir.Value | None:
     if copy.const_value is None:
         return None

@@ -21,8 +21,7 @@ from cambrian.testing import built, prepared
 from cambrian_onnx.exporter import OnnxExporter, OrtExporter
 from cambrian_onnx.fit import fitted
 from cambrian_onnx.operators import MIDDLE, Operators, OwnOperators, StandardOperators
-from cambrian_onnx.quantize import BLOCK, quantize, rounded
-from cambrian_onnx.rewrite import relu_as_max
+from cambrian_onnx.quantize import BLOCK, quantize, relu_as_max, rounded
 from cambrian_onnx.runtime import _options, optimised
 
 
@@ -171,18 +170,23 @@ def test_a_matrix_may_be_read_often_and_either_way(kind: type[Operators], by_blo
 
 def test_a_name_that_the_model_has_is_no_constants() -> None:
     x = ir.val("zero", dtype=ir.DataType.FLOAT, shape=("rows", 3))
-    shift = ir.val("zero_", const_value=ir.tensor(np.full(3, -1, np.float32), name="zero_"))
-    add = ir.node("Add", inputs=[x, shift])
-    relu = ir.node("Relu", inputs=[add.outputs[0]])
+    turn = ir.val("zero_", const_value=ir.tensor(-np.eye(3, dtype=np.float32), name="zero_"))
+    product = ir.node("MatMul", inputs=[x, turn])
+    relu = ir.node("Relu", inputs=product.outputs)
     relu.outputs[0].name, relu.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
     graph = ir.Graph(
-        [x], relu.outputs, nodes=[add, relu], initializers=[shift], opset_imports={"": 23}, name="g"
+        [x],
+        relu.outputs,
+        nodes=[product, relu],
+        initializers=[turn],
+        opset_imports={"": 23},
+        name="g",
     )
     assert relu_as_max(graph) == 1
     proto = ir.to_proto(ir.Model(graph, ir_version=11))
-    given = np.array([[0, 1, 3]], np.float32)
+    given = np.array([[0, 1, -3]], np.float32)
     [found] = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"zero": given})
-    np.testing.assert_array_equal(found, [[0, 0, 2]])
+    np.testing.assert_array_equal(found, [[0, 0, 3]])
 
 
 def test_what_is_not_worth_it_is_left_alone(tmp_path: Path) -> None:
